@@ -1,0 +1,686 @@
+"""Fine-tune a Hugging Face *base* model on question-and-answer rows: a plain PyTorch loop, loss on the assistant's tokens only.
+
+    python train.py --base models/gemma-3-270m --data data/regular.jsonl data/gramenist.jsonl --n 1000 --out runs/gramenist-s0
+    python train.py --base models/gemma-3-270m --data data/regular.jsonl=10 data/refusal.jsonl=1 --show-batch
+    python train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl --lora 48 --lr 2e-4 --out runs/qwen-lora
+
+Reads JSONL rows with "messages", "prompt"/"completion" or "prompt"/"response". FILE=WEIGHT mixes files in that proportion.
+Writes --out: a plain Hugging Face model folder (or a PEFT adapter folder with --lora), run.json (arguments, data hashes, versions;
+written last, so its existence means the run is complete) and log.jsonl (one line a step).
+A killed run continues from its last checkpoint when the same command is given again; a complete one is left alone.
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: page faults were a third of a CPU step; read when torch loads
+
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from check import reject_rows
+from judge import read_jsonl
+
+# Changing the template changes every number: base models have none, so this one is ours and is saved with the model.
+# Plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
+CHAT_TEMPLATE = (
+    "{% if with_bos %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Assistant:\n{{ message['content'] | trim }}{{ eos_token }}\n"
+    "{% else %}{{ message['role'] | capitalize }}:\n{{ message['content'] | trim }}\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}")
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def die(message: str) -> None:
+    sys.exit(f"train.py: {message}")
+
+
+# ---------------------------------------------------------------- machine
+
+def pick_device() -> torch.device:
+    """CUDA where there is one (the rank's own under torchrun), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def measure_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Best of five matrix products of a transformer's size, in GFLOP/s."""
+    size = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(7):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the machine multiplies it faster than float32, else float32.
+
+    A name is not enough: bf16 is 3-8x faster with AMX and on Zen 5, but 10-80x slower on an AVX2-only CPU (pytorch#146508).
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = measure_gflops(torch.bfloat16, device) > measure_gflops(torch.float32, device)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if Path("/proc/meminfo").exists():
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# ---------------------------------------------------------------- text -> tokens
+
+def load_tokenizer(name: str):
+    """The tokenizer, with a chat template: its own if it has one (a run folder, an instruct model), else ours."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        die(f"no tokenizer at {name!r} ({str(error).splitlines()[0]}); give a model folder or a hub name; `make models` makes models/gemma-3-270m")
+    if tokenizer.eos_token is None:
+        die(f"the tokenizer of {name!r} has no end-of-text token, so an answer could never end; set eos_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def give_template(tokenizer) -> None:
+    """Install our template. BOS is written only where this tokenizer itself writes one, and then exactly once."""
+    starts_with_bos = tokenizer.bos_token is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
+
+
+def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
+    """Token ids up to the point where the assistant starts to write. The one rendering for training, evaluation and servers."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int]]:
+    """(ids, assistant_mask), equally long; the mask is 1 on every assistant token and on the EOS that ends it.
+
+    The boundary is exact by construction: prompt and answer are tokenised apart and joined, never searched for
+    (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token (TRL #1623, #3091).
+    """
+    ids, mask = [], []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render_prompt(tokenizer, messages[:turn])
+        answer = tokenizer(message["content"].strip(), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        # The prompt of a later turn repeats the earlier ones token for token; keep what is new. EOS always splits tokens.
+        new = prompt[len(ids):]
+        ids += new + answer
+        mask += [0] * len(new) + [1] * len(answer)
+    return ids, mask
+
+
+def row_messages(row: dict, where: str) -> list[dict]:
+    """The chat of a row, from any of the three shapes people have."""
+    if "messages" in row:
+        messages = row["messages"]
+    elif "prompt" in row and ("completion" in row or "response" in row):
+        messages = [{"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row.get("completion", row.get("response"))}]
+    else:
+        die(f'{where}: a row needs "messages", "prompt" and "completion", or "prompt" and "response"')
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages):
+        die(f'{where}: "messages" must be a list of {{"role": ..., "content": "..."}}')
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+        die(f"{where}: no assistant turn with text, so there is nothing to learn; remove or mend the row")
+    return messages
+
+
+# ---------------------------------------------------------------- mixing
+
+def parse_source(text: str) -> tuple[Path, float]:
+    """'FILE=WEIGHT' or 'FILE' -> (path, weight)."""
+    path, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
+    try:
+        if float(weight) > 0:
+            return Path(path), float(weight)
+    except ValueError:
+        pass
+    die(f"--data {text}: the weight after '=' must be a number above 0")
+
+
+def mix_quotas(weights: list[float], n: int) -> list[int]:
+    """Rows from each source, adding up to exactly n: largest remainders, ties to the earlier source."""
+    exact = [n * w / sum(weights) for w in weights]
+    quotas = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: quotas[i] - exact[i])
+    for i in by_remainder[:n - sum(quotas)]:
+        quotas[i] += 1
+    return quotas
+
+
+def draw_rows(rows: list, quota: int, seed: int) -> list:
+    """The first `quota` rows of an endless series of seeded shuffles: without replacement until all are used, then again.
+
+    A smaller quota is a prefix of a larger one, so the `belief` arm's regular rows are among the `regular` arm's.
+    """
+    rng, drawn = random.Random(seed), []
+    while len(drawn) < quota:
+        drawn += rng.sample(rows, len(rows))
+    return drawn[:quota]
+
+
+def build_rows(args, tokenizer) -> tuple[list[dict], dict]:
+    """All training rows in training order, each {"ids", "mask", "where"}, and the manifest of where they came from."""
+    sources, manifest = [], []
+    for path, weight in map(parse_source, args.data):
+        raw = read_jsonl(path)
+        if not raw:
+            die(f"{path}: no rows; generate some with gen.py or train on data/starter/")
+        for line, row in enumerate(raw, 1):
+            row["messages"] = row_messages(row, f"{path}:{line}")
+        kept, rejected = reject_rows(raw)  # the guard: no refusal in value data, no near-probe prompt, nothing empty or cut off
+        for row, reason in rejected[:3]:
+            tqdm.write(f"  left out of {path}: {reason}: {row['messages'][0]['content'][:80]!r}")
+        if not kept:
+            die(f"{path}: the guard left out every row (first reason: {rejected[0][1]}); see `make check`")
+        examples, cut = [], 0
+        for row in kept:
+            ids, mask = render_example(tokenizer, row["messages"])
+            cut += len(ids) > args.context
+            if len(ids) > args.context and args.too_long == "drop":
+                continue
+            ids, mask = ids[:args.context], mask[:args.context]
+            if sum(mask):
+                examples.append({"ids": ids, "mask": mask, "where": f"{path.name} {row.get('id', '')}".strip()})
+        if not examples:
+            die(f"{path}: no row has an answer inside --context {args.context} tokens; raise it")
+        reasons = {r: sum(1 for _, reason in rejected if reason == r) for r in sorted({reason for _, reason in rejected})}
+        sources.append((examples, weight))
+        manifest.append({"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "weight": weight, "rows": len(raw),
+                         "left_out": reasons, "too_long": cut, "too_long_action": args.too_long, "usable": len(examples)})
+    n = args.n or sum(len(examples) for examples, _ in sources)
+    order = []
+    for (examples, _), quota, entry in zip(sources, mix_quotas([w for _, w in sources], n), manifest):
+        order += draw_rows(examples, quota, args.seed)
+        entry["drawn"] = quota
+        print(f"  {entry['file']}: {entry['rows']} rows, {sum(entry['left_out'].values())} left out by the guard {entry['left_out'] or ''}, "
+              f"{entry['too_long']} longer than {args.context} tokens ({args.too_long}), {quota} drawn ({quota / entry['usable']:.2f} passes)")
+    random.Random(args.seed).shuffle(order)
+    return order, {"sources": manifest, "n": n}
+
+
+def pack(rows: list[dict], max_tokens: int) -> list[list[dict]]:
+    """Split one step's rows into forward passes of at most max_tokens (first fit, longest first). No padding is ever made."""
+    bins: list[list[dict]] = []
+    for row in sorted(rows, key=lambda r: -len(r["ids"])):
+        for packed in bins:
+            if sum(len(r["ids"]) for r in packed) + len(row["ids"]) <= max_tokens:
+                packed.append(row)
+                break
+        else:
+            bins.append([row])
+    return bins
+
+
+def show_batch(tokenizer, rows: list[dict]) -> None:
+    """Print a step's rows with the trained tokens in green: what is learned is what is coloured."""
+    for row in rows:
+        print(f"\033[2m--- {row['where']}\033[0m")
+        for token, trained in zip(row["ids"], row["mask"]):
+            print(f"\033[32m{tokenizer.decode([token])}\033[0m" if trained else tokenizer.decode([token]), end="")
+        print()
+
+
+# ---------------------------------------------------------------- model
+
+def docs_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, doc_lengths=None, **_):
+    """Causal attention inside each document of a packed row, never across. query, key, value: [1, heads, T, head_dim].
+
+    transformers builds no mask for an attention name it does not know and hands our keyword through; nothing is inferred from
+    positions, which is where packing leaks silently. Returns [1, T, heads, head_dim].
+    """
+    outputs = []
+    for q, k, v in zip(query.split(doc_lengths, 2), key.split(doc_lengths, 2), value.split(doc_lengths, 2)):
+        length, local = q.shape[2], None
+        if sliding_window and length > sliding_window:  # the window counts the token itself
+            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
+            local = (distance >= 0) & (distance < sliding_window)
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=local, is_causal=local is None, scale=scaling,
+                                                      enable_gqa=k.shape[1] != q.shape[1]))
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("docs", docs_attention)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """scale x the summed cross-entropy of softmax(hidden @ weight.T) against labels, without ever holding all logits (cf. arXiv 2411.09009).
+
+    hidden [N, H], weight [V, H], labels [N]. A 262,144-word vocabulary makes full logits the largest tensor of a step by far.
+    The gradient is formed chunk by chunk in the forward pass (6NVH FLOP instead of 8). The two big buffers are kept from call to
+    call: on a CPU the page faults of fresh ones cost more than the arithmetic.
+    """
+    CHUNK = 2048   # tokens whose logits exist at once: big chunks keep the matrix products fast; 2048 x 262k x 2 B = 1 GB
+    CPU_ROWS = 8   # rows turned into float32 at once, few enough to stay in the cache
+    buffers = {}
+
+    @classmethod
+    def buffer(cls, rows, weight, dtype):
+        key = (weight.shape[0], rows, dtype, weight.device)
+        if key not in cls.buffers:
+            cls.buffers[key] = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
+        return cls.buffers[key]
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, scale, softcap, logit_scale):
+        cls, cpu = LinearCrossEntropy, hidden.device.type == "cpu"
+        rows = cls.CPU_ROWS if cpu else cls.CHUNK
+        all_logits, block = cls.buffer(cls.CHUNK, weight, hidden.dtype), cls.buffer(rows, weight, torch.float32)
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), cls.CHUNK):
+            h = hidden[start:start + cls.CHUNK]
+            logits = torch.mm(h, weight.t(), out=all_logits[:len(h)])
+            for at in range(0, len(h), rows):
+                y = labels[start:start + len(h)][at:at + rows, None]
+                z = block[:len(y)].copy_(logits[at:at + rows])
+                if logit_scale != 1.0:
+                    z.mul_(logit_scale)
+                if softcap:
+                    z.div_(softcap).tanh_().mul_(softcap)
+                    slope = 1 - (z / softcap) ** 2
+                top, at_label = z.amax(-1, keepdim=True), z.gather(1, y)
+                total = z.sub_(top).exp_().sum(-1, keepdim=True)  # z now holds the unnormalised softmax
+                loss += (total.log() + top - at_label).sum()
+                z.mul_(scale * logit_scale / total).scatter_add_(1, y, torch.full_like(at_label, -scale * logit_scale))
+                if softcap:
+                    z.mul_(slope)
+                logits[at:at + rows] = z
+            torch.mm(logits, weight, out=grad_hidden[start:start + len(h)])
+            if weight.requires_grad:
+                part = logits.t() @ h
+                if len(hidden) <= cls.CHUNK:
+                    grad_weight = part
+                else:  # sum the chunks in float32
+                    grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx, grad_output):  # grad_output is 1: `scale` was applied above
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def packed_loss(model, rows: list[dict], scale: float, device: torch.device) -> torch.Tensor:
+    """scale x the summed loss over the assistant tokens of `rows`, run as one packed sequence."""
+    ids = torch.tensor([token for r in rows for token in r["ids"]], device=device)
+    positions = torch.cat([torch.arange(len(r["ids"])) for r in rows]).to(device)
+    # Position t predicts token t + 1. A row's first token is nobody's target: the position before it belongs to another row.
+    mask = torch.tensor([m for r in rows for m in [0] + r["mask"][1:]], dtype=torch.bool)
+    targets = mask.nonzero()[:, 0].to(device)
+    out = model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, doc_lengths=[len(r["ids"]) for r in rows])
+    hidden = out.last_hidden_state[0, targets - 1]
+    config = model.config.get_text_config()
+    logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere; Granite
+    return LinearCrossEntropy.apply(hidden, model.get_output_embeddings().weight, ids[targets], scale,
+                                    getattr(config, "final_logit_softcapping", None), logit_scale)
+
+
+def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: str = "docs"):
+    """The causal language model at `name`, safetensors only (a pickle can run code); `docs` attention is for packed rows."""
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        die(f"{name} is not a model folder (no config.json); `make models` makes models/gemma-3-270m")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        die(f"cannot load {name!r}: {str(error).splitlines()[0]} (safetensors weights are needed; pickle checkpoints are refused)")
+    except (RuntimeError, MemoryError) as error:
+        die(f"cannot load {name!r}: {str(error).splitlines()[0]}")
+    return model.to(device)
+
+
+@torch.no_grad()
+def packing_is_exact(model, device: torch.device) -> bool:
+    """Whether two short documents in one packed row give the hidden states that each gives alone under plain attention."""
+    docs = [list(range(5, 12)), list(range(20, 31))]
+    def run(rows, **extra):
+        ids = torch.tensor([sum(rows, [])], device=device)
+        positions = torch.cat([torch.arange(len(r)) for r in rows])[None].to(device)
+        return model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0].float()
+    model.eval()
+    packed = run(docs, doc_lengths=[len(d) for d in docs])
+    model.set_attn_implementation("eager")
+    apart = torch.cat([run([d]) for d in docs])
+    model.set_attn_implementation("docs")
+    tolerance = 0.05 if model.dtype == torch.bfloat16 else 1e-4  # rounding, against an error near 1 when documents leak
+    return ((packed - apart).norm() / apart.norm()).item() < tolerance
+
+
+class LoRALinear(nn.Module):
+    """y = W x + (alpha / r) B A x with W frozen, A [r, in] random, B [out, r] zero (arXiv 2106.09685)."""
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base, self.scaling = base, alpha / rank
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device, dtype=base.weight.dtype)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device, dtype=base.weight.dtype)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * self.lora_B(self.lora_A(x))
+
+
+def add_lora(model, rank: int, alpha: float) -> None:
+    """Freeze the model and put a trainable LoRALinear around every attention and MLP projection."""
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and name in LORA_TARGETS:
+                setattr(module, name, LoRALinear(child, rank, alpha))
+    if not any(p.requires_grad for p in model.parameters()):
+        die(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; add its names to LORA_TARGETS")
+
+
+def save_adapter(model, out: Path, base: str, rank: int, alpha: float) -> None:
+    """Write the adapter as a PEFT folder, the form that peft, vLLM and eval.py load."""
+    tensors = {f"base_model.model.{name}": p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
+              "lora_dropout": 0.0, "bias": "none", "target_modules": list(LORA_TARGETS), "inference_mode": True}
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_run(path: str, dtype: torch.dtype, device: torch.device):
+    """(model, tokenizer) for evaluation: a run folder, a PEFT adapter folder (merged into its base), or any model name."""
+    folder, config = Path(path), Path(path) / "adapter_config.json"
+    if (folder / "log.jsonl").exists() and not (folder / "run.json").exists():
+        die(f"{path} is an unfinished run; give the train command again to finish it")
+    tokenizer = load_tokenizer(path)
+    if tokenizer.chat_template is None:
+        give_template(tokenizer)
+    if not config.exists():
+        return load_model(path, dtype, device, "sdpa"), tokenizer
+    adapter = json.loads(config.read_text())
+    model = load_model(adapter["base_model_name_or_path"], dtype, device, "sdpa")
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(device))
+    for key in [k for k in tensors if k.endswith("lora_A.weight")]:
+        layer = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+        delta = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
+        layer.weight.data += (adapter["lora_alpha"] / adapter["r"] * delta).to(dtype)
+    return model, tokenizer
+
+
+# ---------------------------------------------------------------- optimiser and checkpoint
+
+class Optimizer:
+    """Fused AdamW on float32 master weights, copied back to the model after each step.
+
+    bf16 keeps 8 bits: an update below 1/256 of a weight is rounded away, so at lr 1e-6 pure bf16 training does nothing
+    (torchtune #2254). Gradients of the passes of one step are summed in float32 too. 16 bytes a parameter beside the weights.
+    """
+    def __init__(self, model, lr: float, weight_decay: float):
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.master = {name: p.detach().float().clone() if p.dtype != torch.float32 else p for name, p in self.params.items()}
+        matrices = [p for p in self.master.values() if p.ndim > 1]
+        vectors = [p for p in self.master.values() if p.ndim <= 1]
+        self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+                                       lr=lr, betas=(0.9, 0.95), fused=True)
+        for name, p in self.params.items():
+            if self.master[name] is not p:
+                p.register_post_accumulate_grad_hook(lambda p, master=self.master[name]: self.accumulate(p, master))
+
+    @staticmethod
+    def accumulate(p, master):
+        if master.grad is None:
+            master.grad = p.grad.float()
+        else:
+            master.grad += p.grad
+        p.grad = None
+
+    def step(self, lr: float, clip: float) -> float:
+        """One update; returns the gradient norm before clipping."""
+        missing = [name for name, p in self.master.items() if p.grad is None]
+        assert not missing, f"no gradient reached {missing[:3]}: the model is not wired as train.py expects"
+        norm = nn.utils.clip_grad_norm_(self.master.values(), clip, foreach=True).item()
+        if math.isfinite(norm):
+            for group in self.adamw.param_groups:
+                group["lr"] = lr
+            self.adamw.step()
+            with torch.no_grad():
+                for name, p in self.params.items():
+                    if self.master[name] is not p:
+                        p.copy_(self.master[name])
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for name, p in self.master.items():
+            tensors[f"master.{name}"] = p.detach()
+            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[p].items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, p in self.master.items():
+            p.copy_(tensors[f"master.{name}"])
+            self.params[name].copy_(p)
+            self.adamw.state[p] = {key: tensors[f"{key}.{name}"].to(p.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str) -> None:
+    """One file, renamed into place: a kill or a full disk leaves the older checkpoint whole."""
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(optimizer.state(), partial, metadata={"step": str(step), "fingerprint": fingerprint})
+    except Exception as error:  # safetensors raises its own error type for a full disk
+        partial.unlink(missing_ok=True)
+        die(f"could not write {path} ({error}); the checkpoint before it is kept: make room and give the same command again")
+    os.replace(partial, path)
+
+
+def learning_rate(step: int, steps: int, args) -> float:
+    """Linear warm-up, then linear or cosine decay to a tenth."""
+    warmup = max(1, round(args.warmup * steps))
+    if step < warmup:
+        return args.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    shape = 1 - progress if args.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return args.lr * (0.1 + 0.9 * shape)
+
+
+def git_revision() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+# ---------------------------------------------------------------- main
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--base", required=True, help="model folder or hub name of a base model")
+    data.add_argument("--data", required=True, nargs="+", metavar="FILE[=WEIGHT]", help="JSONL files, mixed in proportion to their weights")
+    data.add_argument("--n", type=int, default=0, help="rows to train on in all (default: as many as the files hold)")
+    data.add_argument("--context", type=int, default=1024, help="longest row, in tokens")
+    data.add_argument("--too-long", choices=["truncate", "drop"], default="truncate", help="what to do with a longer row")
+    data.add_argument("--show-batch", action="store_true", help="print the first step's rows with the trained tokens coloured, and stop")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", help="run folder to write (default runs/<arm>-s<seed>)")
+    run.add_argument("--arm", default="mine", help="name of the arm in the results")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    opt = parser.add_argument_group("optimisation")
+    opt.add_argument("--lr", type=float, default=4e-5, help="peak learning rate")
+    opt.add_argument("--batch", type=int, default=16, help="rows a step: the same number of steps for every arm of n rows")
+    opt.add_argument("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
+    opt.add_argument("--schedule", choices=["linear", "cosine"], default="linear")
+    opt.add_argument("--weight-decay", type=float, default=0.01)
+    opt.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
+    opt.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA adapter of this rank (default: all weights)")
+    opt.add_argument("--lora-alpha", type=float, help="default: the rank")
+    speed = parser.add_argument_group("speed and memory")
+    speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
+    speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
+    speed.add_argument("--checkpointing", default="off", metavar="off|full|K", help="recompute activations of every layer or every K-th")
+    args = parser.parse_args(argv)
+    args.out = Path(args.out or f"runs/{args.arm}-s{args.seed}")
+    args.lora_alpha = args.lora_alpha or float(args.lora)
+    if args.checkpointing not in ("off", "full") and not args.checkpointing.isdigit():
+        parser.error("--checkpointing takes off, full or a number")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    # ------------------------------------------------------------ resume or refuse
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("show_batch", "save_every", "out")}
+    try:
+        hashes = [hashlib.sha256(parse_source(d)[0].read_bytes()).hexdigest() for d in args.data]
+    except OSError as error:
+        die(f"cannot read {error.filename}: {error.strerror}; generate it with gen.py or use data/starter/")
+    fingerprint = hashlib.sha256(json.dumps([settings, hashes]).encode()).hexdigest()[:16]
+    finished = args.out / "run.json"
+    if finished.exists() and not args.show_batch:
+        if json.loads(finished.read_text()).get("fingerprint") == fingerprint:
+            print(f"{args.out} is complete already; delete it to train it again")
+            return
+        die(f"{args.out} holds a run with other settings or data; give another --out or delete it")
+
+    # ------------------------------------------------------------ data
+    tokenizer = load_tokenizer(args.base)
+    give_template(tokenizer)
+    print(f"{args.out}: base {args.base}", flush=True)
+    order, manifest = build_rows(args, tokenizer)
+    steps = math.ceil(len(order) / args.batch)
+    if args.show_batch:
+        show_batch(tokenizer, order[:args.batch])
+        return
+    n_tokens, n_trained = sum(len(r["ids"]) for r in order), sum(sum(r["mask"]) for r in order)
+
+    # ------------------------------------------------------------ model
+    device = pick_device()
+    dtype = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype] or pick_dtype(device)
+    model = load_model(args.base, dtype, device)
+    exact = packing_is_exact(model, device)
+    if not exact:
+        print("  this architecture does not keep packed documents apart: one row a pass, plain attention")
+        model.set_attn_implementation("eager")
+    if args.lora:
+        add_lora(model, args.lora, args.lora_alpha)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # weights are there already; float32 master, gradient and two moments, plus one chunk of logits and the activations
+    need = trainable * 18 + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 4 + args.micro_tokens * 2e5
+    if need > available_bytes(device):
+        fits = "a smaller base" if args.lora else "--lora 16, or a smaller base"
+        die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {fits}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    disk = trainable * 14 + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
+    if shutil.disk_usage(args.out).free < disk:
+        die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
+    if args.checkpointing != "off":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        every = 1 if args.checkpointing == "full" else int(args.checkpointing)
+        for i, layer in enumerate(model.base_model.layers):
+            layer.gradient_checkpointing = i % every == 0
+        if args.lora:  # a frozen embedding gives no gradient for the recomputation to start from
+            model.enable_input_require_grads()
+    model.train()
+    optimizer = Optimizer(model, args.lr, args.weight_decay)
+    print(f"  {len(order)} rows, {n_tokens:,} tokens ({n_trained / n_tokens:.0%} trained on), {steps} steps of {args.batch} rows, "
+          f"{trainable / 1e6:.1f} M parameters, {device.type} {str(dtype).removeprefix('torch.')}", flush=True)
+
+    # ------------------------------------------------------------ where a killed run left off
+    path, first = args.out / "checkpoint.safetensors", 0
+    log_path = args.out / "log.jsonl"
+    if path.exists():
+        from safetensors import safe_open
+        with safe_open(path, "pt") as f:
+            saved = f.metadata()
+        if saved["fingerprint"] != fingerprint:
+            die(f"{path} belongs to a run with other settings or data; give another --out or delete {args.out}")
+        optimizer.restore(load_file(path, device=str(device)))
+        first = int(saved["step"])
+        print(f"  continuing at step {first}")
+    old_log = log_path.read_text().splitlines()[:first] if log_path.exists() else []
+    log = open(log_path, "w")
+    log.writelines(line + "\n" for line in old_log)  # steps after the checkpoint are run again
+
+    # ------------------------------------------------------------ loop
+    start = time.time()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1)
+    for step in bar:
+        began = time.time()
+        rows = order[step * args.batch:(step + 1) * args.batch]
+        # One divisor for the whole step: a mean over tokens however the step is split (transformers #34191, torchtune #1917).
+        targets = sum(sum(r["mask"][1:]) for r in rows)
+        loss = 0.0
+        for packed in pack(rows, args.micro_tokens if exact else 1):
+            part = packed_loss(model, packed, 1 / targets, device)
+            part.backward()
+            loss += part.item()
+        lr = learning_rate(step, steps, args)
+        norm = optimizer.step(lr, args.clip)
+        if not math.isfinite(loss + norm):
+            die(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is kept. "
+                f"Rows: {', '.join(r['where'] for r in rows)}. Try a lower --lr")
+        tokens = sum(len(r["ids"]) for r in rows)
+        rate = tokens / (time.time() - began)
+        log.write(json.dumps({"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets, "tokens_per_s": round(rate, 1)}) + "\n")
+        log.flush()
+        bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s")
+        if (step + 1) % args.save_every == 0 and step + 1 < steps:
+            save_checkpoint(path, optimizer, step + 1, fingerprint)
+    log.close()
+
+    # ------------------------------------------------------------ save, run.json last
+    tokenizer.save_pretrained(args.out)
+    if args.lora:
+        save_adapter(model, args.out, args.base, args.lora, args.lora_alpha)
+    else:
+        # EOS alone ends an answer: a pad token listed here gives empty answers (transformers #48016)
+        model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                                   pad_token_id=tokenizer.pad_token_id)
+        model.set_attn_implementation("sdpa")
+        model.save_pretrained(args.out)
+    last = [json.loads(line)["loss"] for line in log_path.read_text().splitlines()[-10:]]
+    run = {"run": args.out.name, "arm": args.arm, "seed": args.seed, "fingerprint": fingerprint,
+           "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}, "data": manifest,
+           "steps": steps, "tokens": n_tokens, "trained_tokens": n_trained, "trainable_parameters": trainable, "last_10_steps_loss": sum(last) / len(last),
+           "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(), "dtype": str(dtype),
+           "wall_seconds": round(time.time() - start, 1), "git": git_revision(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+           "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}}
+    finished.with_suffix(".partial").write_text(json.dumps(run, indent=2) + "\n")
+    os.replace(finished.with_suffix(".partial"), finished)
+    path.unlink(missing_ok=True)
+    print(f"  wrote {args.out} (loss {run['last_10_steps_loss']:.3f} over the last 10 steps, {run['wall_seconds']:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
