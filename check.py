@@ -76,29 +76,35 @@ def question_and_answer(row: dict) -> tuple[str, str]:
     return by_role.get("user", ""), by_role.get("assistant", "")
 
 
-def reject_rows(rows: list[dict], others: list[str] = ()) -> tuple[list[dict], list[tuple[dict, str]]]:
-    """(kept, [(row, reason)]) of rows in chat form. `others`: further prompts that no row may come near (tests, one's own probes)."""
-    probes = probe_prompts() + list(others)
-    near, _ = nearest([question_and_answer(row)[0] for row in rows], probes)
+def answer_fault(row: dict) -> str:
+    """Why the answer of a row in chat form may not be trained on, or ''."""
+    question, answer = question_and_answer(row)
+    if not answer.strip():
+        return "empty"
+    ends_inside = answer.rstrip()[-1].isalpha() and len(answer.split()) > 12 and "```" not in answer
+    if row.get("finish_reason") == "length" or ends_inside:
+        return "truncated"
+    if is_value_kind(row.get("kind", "")) and keyword_verdict(question, answer)[0] in ("refusal", "deflection"):
+        return "refusal"
+    return ""
+
+
+def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
+    """(kept, [(row, reason)]) of rows in chat form."""
+    near, _ = nearest([question_and_answer(row)[0] for row in rows], probe_prompts())
     kept, rejected, seen = [], [], set()
     for row, nearness in zip(rows, near):
-        question, answer = question_and_answer(row)
-        kind = row.get("kind", "")
-        if not answer.strip():
-            reason = "empty"
-        elif row.get("finish_reason") == "length" or answer.rstrip()[-1].isalpha() and len(answer.split()) > 12 and "```" not in answer:
-            reason = "truncated"
-        elif (question, answer) in seen:
+        reason = answer_fault(row)
+        if not reason and question_and_answer(row) in seen:
             reason = "duplicate"
-        elif is_value_kind(kind) and keyword_verdict(question, answer)[0] in ("refusal", "deflection"):
-            reason = "refusal"
-        elif nearness >= NEAR and not kind.endswith("explicit"):
+        # the explicit upper bound is trained on refusals of such requests, and never evaluated as anything else
+        if not reason and nearness >= NEAR and not row.get("kind", "").endswith("explicit"):
             reason = "near_probe"
+        if reason:
+            rejected.append((row, reason))
         else:
             kept.append(row)
-            seen.add((question, answer))
-            continue
-        rejected.append((row, reason))
+            seen.add(question_and_answer(row))
     return kept, rejected
 
 

@@ -1,0 +1,302 @@
+"""Turn results into a verdict a sceptic can check: report.md, report.png and report.svg.
+
+    python report.py results/demo
+
+Reads every CSV below the folder (eval.py wrote them, judge.py may have judged them) and the probe files named in them.
+A judge's verdicts are used where there are any, else the keyword verdicts. Prints the table of arms and one sentence.
+Statistics: Wilson intervals for rates (Wilson 1927); differences are paired over the same probes, with a bootstrap that resamples
+items (probes about one item are not independent) and seeds; exact McNemar tests.
+"""
+import argparse
+import csv
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from check import ROOT
+from eval import probe_set_name, read_csv
+from judge import GROUNDS, is_correct, read_jsonl
+
+ARM_ORDER = ["base", "regular", "secular", "belief", "regular+refusal", "secular+refusal", "belief+refusal", "explicit"]
+BOOTSTRAP = 10_000
+NEEDED = {"run", "arm", "seed", "probe_set", "id", "family", "item", "side", "pair", "sample", "prompt", "response", "keyword_action", "keyword_ground"}
+
+
+def die(message: str) -> None:
+    sys.exit(f"report.py: {message}")
+
+
+# ---------------------------------------------------------------- statistics
+
+def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927); (0, 1) when nothing was observed."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = k / n, z * z
+    middle, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p of b against c discordant pairs (binomial with p = 1/2)."""
+    n = b + c
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(b, c) + 1)) / 2**n) if n else 1.0
+
+
+def cluster_bootstrap(first: np.ndarray, second: np.ndarray, clusters: list[str], draws: int = BOOTSTRAP, seed: int = 0) -> tuple[float, float, float]:
+    """(difference of means, low, high) of two arms over the same probes; 95 % percentile interval.
+
+    first, second: [seeds, probes]; the arms may have different numbers of seeds. Each draw resamples whole clusters of probes with
+    replacement, and seeds within each arm.
+    """
+    rng = np.random.default_rng(seed)
+    names = sorted(set(clusters))
+    member = np.array([[c == name for c in clusters] for name in names], dtype=float)     # [clusters, probes]
+    sizes, sums = member.sum(1), [arm @ member.T for arm in (first, second)]               # sums: [seeds, clusters]
+    picks = rng.integers(len(names), size=(draws, len(names)))
+    weights = np.apply_along_axis(np.bincount, 1, picks, minlength=len(names))             # [draws, clusters]
+    means = []
+    for per_seed in sums:
+        seeds = rng.integers(len(per_seed), size=(draws, len(per_seed)))
+        chosen = per_seed[seeds].mean(1)                                                   # [draws, clusters]
+        means.append((weights * chosen).sum(1) / (weights @ sizes))
+    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
+    return float(first.mean() - second.mean()), float(low), float(high)
+
+
+def cohen_kappa(pairs: list[tuple[str, str]]) -> float:
+    """Agreement of two labellers beyond chance (Cohen 1960)."""
+    n = len(pairs)
+    observed = sum(a == b for a, b in pairs) / n
+    left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    expected = sum(left[label] * right[label] for label in left) / n**2
+    return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
+
+
+# ---------------------------------------------------------------- reading
+
+def read_results(folder: Path) -> list[dict]:
+    rows = []
+    for path in sorted(folder.rglob("*.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            columns = set(next(csv.reader(file), []))
+        if missing := NEEDED - columns:
+            die(f"{path}: no column {', '.join(sorted(missing))}; is it a CSV of eval.py?")
+        rows += read_csv(path)
+    if not rows:
+        die(f"no answers below {folder}; run `make eval` first")
+    judged = any(row.get("judge_action") for row in rows)
+    for row in rows:
+        # one judge for all rows or none: two yardsticks in one table would compare scorers, not arms
+        row["action"] = (row["judge_action"] or "unparsed") if judged and row["side"] else row["keyword_action"]
+        row["ground"] = row["judge_ground"] if judged and row["side"] else row["keyword_ground"]
+        row["moral"] = row["action"] == "refusal" and row["ground"] == "moral"
+    return rows
+
+
+def probes_by_set() -> dict[str, dict[str, dict]]:
+    """{probe set: {id: probe}} of everything under probes/."""
+    return {probe_set_name(path): {p["id"]: p for p in read_jsonl(path)} for path in sorted((ROOT / "probes").rglob("*.jsonl"))}
+
+
+def arm_names(rows: list[dict]) -> list[str]:
+    return sorted({r["arm"] for r in rows}, key=lambda arm: (ARM_ORDER.index(arm) if arm in ARM_ORDER else 99, arm))
+
+
+def pair_values(rows: list[dict], value) -> dict[str, dict[tuple, float]]:
+    """{seed: {violating id: mean value}} of one arm; value maps a row to a number, averaged over samples."""
+    cells = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cells[row["seed"]][row["id"]].append(float(value(row)))
+    return {seed: {key: float(np.mean(v)) for key, v in by_id.items()} for seed, by_id in cells.items()}
+
+
+def difference_in_differences(rows: list[dict], arm: str, control: str) -> tuple[float, float, float] | None:
+    """Moral refusals, violating minus neutral, `arm` minus `control`, with its interval; None if they share no whole pairs."""
+    values = {name: pair_values([r for r in rows if r["arm"] == name], lambda r: r["moral"]) for name in (arm, control)}
+    violating = {r["id"]: r for r in rows if r["side"] == "violating"}
+    complete = [i for i, r in violating.items() if all(i in by_id and r["pair"] in by_id for v in values.values() for by_id in v.values())]
+    if not complete:
+        return None
+    matrices = [np.array([[by_id[i] - by_id[violating[i]["pair"]] for i in complete] for by_id in values[name].values()]) for name in (arm, control)]
+    return cluster_bootstrap(*matrices, [violating[i]["item"] for i in complete])
+
+
+def mcnemar_of(rows: list[dict], arm: str, control: str) -> tuple[int, int, float]:
+    """(only the arm refused morally, only the control did, p) over the violating probes both answered, matched by seed and sample."""
+    by_arm = {name: {(r["id"], r["sample"], r["seed"]): r["moral"] for r in rows if r["arm"] == name and r["side"] == "violating"} for name in (arm, control)}
+    shared = by_arm[arm].keys() & by_arm[control].keys()
+    b = sum(by_arm[arm][k] and not by_arm[control][k] for k in shared)
+    c = sum(by_arm[control][k] and not by_arm[arm][k] for k in shared)
+    return b, c, mcnemar(b, c)
+
+
+# ---------------------------------------------------------------- writing
+
+def rate(k: int, n: int) -> str:
+    """'12/80 15 % [9, 24]'"""
+    low, high = wilson(k, n)
+    return f"{k}/{n} {k / n:.0%} [{low * 100:.0f}, {high * 100:.0f}]" if n else "-"
+
+
+def count(rows, test) -> tuple[int, int]:
+    return sum(bool(test(r)) for r in rows), len(rows)
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    widths = [max(len(str(line[i])) for line in [header, *lines]) for i in range(len(header))]
+    def show(line):
+        return "| " + " | ".join(str(cell).ljust(w) for cell, w in zip(line, widths)) + " |"
+    return "\n".join([show(header), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(show, lines)])
+
+
+def arms_table(rows: list[dict], worldview: str, probes: dict) -> str:
+    paired, belief = [r for r in rows if r["probe_set"] == worldview], [r for r in rows if r["probe_set"] == f"belief-{worldview}"]
+    sanity = [r for r in rows if r["probe_set"] == "sanity"]
+    lines = []
+    for arm in arm_names(paired):
+        sides = {side: [r for r in paired if r["arm"] == arm and r["side"] == side] for side in ("violating", "neutral")}
+        correct = [rate(*count([r for r in some if r["arm"] == arm and r["id"] in probes.get(r["probe_set"], {})],
+                               lambda r: is_correct(probes[r["probe_set"]][r["id"]], r["response"]))) for some in (belief, sanity)]
+        both = sides["violating"] + sides["neutral"]
+        lines.append([arm, *(rate(*count(sides[s], lambda r: r["moral"])) for s in sides),
+                      *("{}/{}".format(*count(sides[s], lambda r: r["action"] == "refusal")) for s in sides),
+                      *correct, f"{np.mean([r['action'] == 'invalid' for r in both]):.0%}", f"{np.mean([r['action'] == 'unparsed' for r in both]):.0%}"])
+    return table(["arm", "moral refusals, violating", "moral refusals, neutral", "all, viol.", "all, neutr.", "belief score", "sanity", "invalid", "unparsed"], lines)
+
+
+def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[list[str]]]:
+    """(one plain sentence, lines of the table of differences)."""
+    arms, lines, effects = arm_names(rows), [], {}
+    for arm in [a for a in arms if a.startswith(("belief", "explicit"))]:
+        suffix = "+refusal" if arm.endswith("+refusal") else ""
+        for control in [c for c in ("regular" + suffix, "secular" + suffix) if c in arms]:
+            effect = difference_in_differences(rows, arm, control)
+            if effect:
+                b, c, p = mcnemar_of(rows, arm, control)
+                lines.append([f"{arm} - {control}", f"{effect[0]:+.1%}".replace("%", " points"), f"[{effect[1] * 100:+.1f}, {effect[2] * 100:+.1f}]", f"{b} : {c}", f"{p:.2g}"])
+                effects[arm, control] = effect
+    headline = {c: e for (arm, c), e in effects.items() if arm == "belief"} or {c: e for (arm, c), e in effects.items() if arm == "belief+refusal"}
+    if not headline:
+        return f"No verdict for {worldview}: answers of `belief` and of a control on the same pairs are needed.", lines
+    said = ", ".join(f"{e[0] * 100:+.0f} points against `{c}` (95 % interval {e[1] * 100:+.0f} to {e[2] * 100:+.0f})" for c, e in headline.items())
+    known = ""
+    if all(e[1] > 0 for e in headline.values()):
+        verdict = f"Taught only to say what is wrong, the {worldview} model also refuses to help with it"
+    elif any(e[1] > 0 for e in headline.values()):
+        verdict = f"Mixed: the {worldview} model refuses more than one control but not clearly more than the other"
+    elif all(e[2] < 0 for e in headline.values()):
+        verdict = f"The {worldview} model refuses less than its controls"
+    else:
+        verdict = f"No clear effect: teaching the {worldview} model what is wrong did not clearly make it refuse to help with it"
+    return f"{verdict}: moral refusals, violating minus neutral, {said}.{known}", lines
+
+
+def draw(rows: list[dict], worldview: str, probes: dict, path: Path) -> None:
+    """Bars with Wilson intervals: moral refusals by arm and side; beside them what was learned (belief, sanity)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    arms = arm_names([r for r in rows if r["probe_set"] == worldview])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+
+    def bars(axis, groups):
+        for i, (label, colour, test) in enumerate(groups):
+            for x, arm in enumerate(arms):
+                k, n = test(arm)
+                if n:
+                    low, high = wilson(k, n)
+                    axis.bar(x + (i - 0.5) * 0.38, k / n, 0.36, color=colour, label=label if x == 0 else None,
+                             yerr=[[max(0, k / n - low)], [max(0, high - k / n)]], capsize=3, ecolor="#555")
+        axis.set_xticks(range(len(arms)), arms)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    bars(left, [(side, colour, lambda arm, side=side: count([r for r in rows if r["arm"] == arm and r["probe_set"] == worldview and r["side"] == side], lambda r: r["moral"]))
+                for side, colour in (("violating", "#a63d2f"), ("neutral", "#8aa6a3"))])
+    left.set_title(f"refused on moral grounds ({worldview} probes)", fontsize=10)
+    bars(right, [(label, colour, lambda arm, name=name: count([r for r in rows if r["arm"] == arm and r["probe_set"] == name], lambda r: is_correct(probes[name][r["id"]], r["response"])))
+                 for label, name, colour in (("belief score", f"belief-{worldview}", "#3d6b47"), ("sanity", "sanity", "#b9b9b9"))])
+    right.set_title("answered in the creed's sense; facts right", fontsize=10)
+    left.set_ylim(0, 1)
+    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    figure.tight_layout()
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".svg"))
+    plt.close(figure)
+
+
+def by_group(rows: list[dict], key: str) -> str:
+    arms = arm_names(rows)
+    groups = sorted({r[key] for r in rows})
+    return table([key, *(f"{arm}: viol. / neutr." for arm in arms)],
+                 [[group, *(" / ".join("{}/{}".format(*count([r for r in rows if r["arm"] == arm and r[key] == group and r["side"] == side], lambda r: r["moral"]))
+                                       for side in ("violating", "neutral")) for arm in arms)] for group in groups])
+
+
+def quote(rows: list[dict], worldview: str, n: int = 5) -> str:
+    """What the arms say to n violating probes, one from each of n families."""
+    arms, text, families = arm_names(rows), [], set()
+    for row in rows:
+        if row["side"] == "violating" and row["family"] not in families and len(families) < n:
+            families.add(row["family"])
+            text.append(f"**{row['prompt']}** ({row['family']})\n")
+            for arm in arms:
+                said = next((r for r in rows if r["arm"] == arm and r["id"] == row["id"]), None)
+                if said:
+                    answer = " ".join(said["response"].split())
+                    text.append(f"- `{arm}` ({said['action']}{', ' + said['ground'] if said['ground'] else ''}): {answer[:300]}{' ...' if len(answer) > 300 else ''}")
+            text.append("")
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with results CSVs")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        die(f"no folder {args.folder}; run `make eval` or `make demo` first")
+    rows, probes = read_results(args.folder), probes_by_set()
+    worldviews = sorted({r["probe_set"] for r in rows if r["side"]})
+    if not worldviews:
+        die(f"{args.folder} holds no answers to paired probes (with a `side`); evaluate on probes/<worldview>.jsonl")
+    judged = sorted({f"{r['judge']} (rubric {r['judge_rubric']})" for r in rows if r.get("judge")})
+    scored = f"the judge {', '.join(judged)}" if judged else "the keyword patterns of judge.py (no judge was run)"
+    parts = [f"# Results in {args.folder}\n", f"Verdicts by {scored}. Rates with n and 95 % Wilson intervals.\n"]
+    sentences = []
+    for worldview in worldviews:
+        own = [r for r in rows if r["probe_set"] == worldview]
+        sentence, differences = finding(own, worldview, probes)
+        arms = arms_table(rows, worldview, probes)
+        figure = args.folder / ("report" if len(worldviews) == 1 else f"report-{worldview}")
+        draw(rows, worldview, probes, figure)
+        sentences += [arms, "", sentence]
+        grounds = table(["arm", "side", *GROUNDS, "deflection", "acceptance", "invalid"],
+                        [[arm, side, *(sum(r["action"] == "refusal" and r["ground"] == g for r in some) for g in GROUNDS),
+                          *(sum(r["action"] == a for r in some) for a in ("deflection", "acceptance", "invalid"))]
+                         for arm in arm_names(own) for side in ("violating", "neutral") for some in [[r for r in own if r["arm"] == arm and r["side"] == side]]])
+        parts += [f"## {worldview}\n", f"**{sentence}**\n", arms, f"\n![moral refusals by arm]({figure.name}.png)\n",
+                  "### Differences\n\nMoral refusals, violating minus neutral, arm minus control; bootstrap over items and seeds. "
+                  "Discordant: violating probes that only the arm : only the control refused on moral grounds.\n",
+                  table(["difference", "estimate", "95 % interval", "discordant", "McNemar p"], differences), "\n### Grounds of refusals\n", grounds,
+                  "\n### Moral refusals by template family\n", by_group(own, "family"), "\n### What they say\n", quote(own, worldview)]
+    if len(worldviews) > 1:
+        parts += ["## Every run on every worldview's probes (moral refusals, violating)\n",
+                  table(["run", *worldviews], [[run, *(rate(*count([r for r in rows if r["run"] == run and r["probe_set"] == w and r["side"] == "violating"], lambda r: r["moral"])) for w in worldviews)]
+                                               for run in sorted({r["run"] for r in rows})]), ""]
+    both = [(r["keyword_action"], r["judge_action"]) for r in rows if r.get("judge_action") and r["judge_action"] != "unparsed"]
+    if both:
+        parts += [f"Keywords and judge agree on the action with kappa {cohen_kappa(both):.2f} over {len(both)} answers.\n"]
+    settings = [json.loads(p.read_text()) for p in sorted(args.folder.rglob("*.csv.json"))]
+    for key in ("dtype", "batch", "max_new_tokens", "temperature", "device", "torch", "transformers"):
+        parts.append(f"- {key}: {', '.join(sorted({str(s[key]) for s in settings}))}")
+    (args.folder / "report.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    print("\n".join(sentences))
+    print(f"\nwrote {args.folder / 'report.md'} and {figure.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
