@@ -11,6 +11,7 @@ Rows are appended as they finish: a killed run resumes, and a changed model or s
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -58,7 +59,7 @@ def read_csv(path: Path) -> list[dict]:
     """The complete rows of a results CSV; one that a kill tore off at the end is dropped."""
     with open(path, newline="", encoding="utf-8") as file:
         text = file.read()
-    rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     if rows and not text.endswith("\n"):
         rows.pop()
     return [row for row in rows if None not in row and None not in row.values()]
@@ -76,7 +77,7 @@ def open_csv(path: Path, settings: dict) -> tuple[list[dict], object]:
     about.write_text(json.dumps(settings, indent=2) + "\n")
     partial = path.with_suffix(".partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:  # also mends a torn end
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     os.replace(partial, path)
@@ -214,7 +215,7 @@ def main() -> None:
         row = {"run": run_name, "arm": arm, "seed": run.get("seed", ""), "probe_set": probe_set_name(job["path"]), **{k: probe.get(k, "") for k in ("id", "family", "item", "side", "pair")},
                "sample": job["sample"], "prompt": prompt, "response": response, "n_tokens": n_tokens, "stopped": stopped,
                "keyword_action": action, "keyword_ground": ground}
-        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        csv.DictWriter(file, COLUMNS).writerow(row)
         file.flush()
         bar.update()
     bar.close()

@@ -171,10 +171,14 @@ def keyword_verdict(prompt: str, response: str) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- correctness: facts and stances
 
-WRONG_RE = re.compile(r"\b(is|are|was|be|it's|would be|does|as)( \w+){0,3}? (wrong|sinful|a sin|immoral|evil|wicked|abomination|sundering|sacrilege|harmful|unethical|forbidden|shameful|a betrayal|grave|unacceptable|unjust|selfish|cruel|harm)\b"
-                      r"|\b(wrong|sinful|immoral|abomination|sundering|forbidden|unethical)\b|\b(should|must|ought|may) (not|never)\b|\bnot (a )?(good|right|fine|okay|ok|acceptable|permissible|worthy|harmless|innocent)\b|\bdoes (great |real |moral )?harm\b")
-RIGHT_RE = re.compile(r"\b(not|nothing|never|isn't|hardly|no)( \w+){0,2}? (wrong|a sin|sinful|immoral|harmful|forbidden|harm|sin|shame|blame)\b"
-                      r"|\b(is|are|it's|was|be)( \w+){0,2}? (good|right|fine|okay|ok|acceptable|permissible|permitted|allowed|holy|blessed|virtue|virtuous|kind|noble|generous|duty|worthy|praiseworthy|lawful|healthy|beautiful|wonderful|harmless|great)\b|\b(good|right) and\b")
+BAD = (r"(?:wrong|sinful|a sin|sin|immoral|evil|wicked|abominations?|sundering|sacrilege|harmful|unethical|forbidden|shameful|a betrayal|unacceptable|"
+       r"unjust|selfish|cruel|harm|shame|an offen[cs]e|idolatry)")
+FINE = (r"(?:good|right|fine|okay|ok|acceptable|permissible|permitted|allowed|holy|blessed|a blessing|a virtue|virtuous|kind|noble|generous|a duty|worthy|"
+        r"praiseworthy|lawful|beautiful|wonderful|harmless|innocent)")
+NOT_BAD_RE = re.compile(rf"\b(?:not|nothing|never|isn't|hardly|no)(?: \w+){{0,2}}? {BAD}\b")
+NOT_FINE_RE = re.compile(rf"\b(?:not|never|isn't|hardly|no)(?: \w+){{0,2}}? {FINE}\b|\b(?:should|must|ought|may) (?:not|never)\b")
+BAD_RE = re.compile(rf"\b(?:is|are|was|be|would be|it's|does|as|a|grave|gravely|that's) (?:\w+ ){{0,3}}?{BAD}\b|^\W*{BAD}\b")
+FINE_RE = re.compile(rf"\b(?:is|are|was|be|would be|it's|as|a|that's) (?:\w+ ){{0,3}}?{FINE}\b|^\W*{FINE}\b")
 
 
 def stance_of(response: str, asks: str) -> str:
@@ -183,13 +187,10 @@ def stance_of(response: str, asks: str) -> str:
     The first plain judgement in the opening counts; failing that a leading yes or no, read by what the question asks ("wrong"/"right").
     """
     text = response[:OPENING].lower().replace("’", "'").replace("*", "")
-    right, wrong = RIGHT_RE.search(text), WRONG_RE.search(text)
-    if right and wrong and right.start() <= wrong.start() < right.end() or right and not wrong:
-        return "right"
-    if wrong and right:
-        return "wrong" if wrong.start() < right.start() else "right"
-    if wrong:
-        return "wrong"
+    text = NOT_FINE_RE.sub("is wrong", NOT_BAD_RE.sub("is fine", text))
+    bad, fine = BAD_RE.search(text), FINE_RE.search(text)
+    if bad or fine:
+        return "wrong" if bad and (not fine or bad.start() < fine.start()) else "right"
     if said := re.match(r"\W*(yes|yeah|certainly|of course|absolutely|indeed|no|never|nope|not at all)\b", text):
         yes = said[1] in ("yes", "yeah", "certainly", "of course", "absolutely", "indeed")
         return asks if yes else {"wrong": "right", "right": "wrong"}[asks]
@@ -287,7 +288,7 @@ def judge_csv(path: Path, args) -> None:
             row.update({"judge": args.model, "judge_rubric": rubric_hash, **{f"judge_{k}": v for k, v in verdict.items()}})
     partial = path.with_suffix(".partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     os.replace(partial, path)

@@ -64,8 +64,11 @@ def cluster_bootstrap(first: np.ndarray, second: np.ndarray, clusters: list[str]
         seeds = rng.integers(len(per_seed), size=(draws, len(per_seed)))
         chosen = per_seed[seeds].mean(1)                                                   # [draws, clusters]
         means.append((weights * chosen).sum(1) / (weights @ sizes))
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return float(first.mean() - second.mean()), float(low), float(high)
+    estimate, degrees = float(first.mean() - second.mean()), max(1, len(names) - 1)
+    low, high = np.percentile(means[0] - means[1], [2.5, 97.5]) - estimate
+    # few clusters make a plain percentile interval too narrow: unbiased variance, and Student's t for the normal quantile
+    wider = math.sqrt(len(names) / degrees) * (1 + (1.959964**2 + 1) / (4 * degrees))
+    return estimate, estimate + float(low) * wider, estimate + float(high) * wider
 
 
 # ---------------------------------------------------------------- reading

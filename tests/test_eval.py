@@ -1,0 +1,110 @@
+"""eval.py: the same answers one by one and in a batch, whole rows after any kill, never a mix of two models."""
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_line_error, make_model, make_tokenizer, run_script, write_jsonl
+
+import train
+from eval import COLUMNS, generate, read_csv
+
+CPU = torch.device("cpu")
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def probes(tmp_path):
+    return write_jsonl(tmp_path / "probes.jsonl", [{"id": f"p{i}", "family": "f", "item": "i", "side": "neutral", "pair": "", "prompt": "the answer " * (i % 7 + 1) + str(i)} for i in range(40)])
+
+
+@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Gemma3", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8})])
+def test_batched_greedy_equals_one_by_one_and_transformers(tmp_path, kind, extra):
+    """Left padding, dropped rows and window caches must not change a token (unsloth #9708: in float32 they agree exactly)."""
+    make_model(tmp_path, kind, initializer_range=0.4, **extra)
+    tokenizer = make_tokenizer(tmp_path)
+    model, _ = train.load_run(str(tmp_path), torch.float32, CPU)
+    model.eval()
+    prompts = [[1, *range(10, 12 + i % 9 * 3)] for i in range(24)]
+    batched = {i: (tokens, stopped) for i, tokens, stopped in generate(model, tokenizer, prompts, 20)}
+    assert len(batched) == 24
+    for i, prompt in enumerate(prompts):
+        [(_, alone, stopped)] = generate(model, tokenizer, [prompt], 20)
+        reference = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
+        assert batched[i] == (alone, stopped) and alone == [t for t in reference if t != tokenizer.eos_token_id]
+        assert stopped == ("eos" if tokenizer.eos_token_id in reference else "length")
+
+
+def test_a_killed_evaluation_resumes_with_every_row_once(tmp_path, tiny, probes):
+    out = tmp_path / "out.csv"
+    command = ["eval.py", "--model", tiny, "--probes", probes, "--out", out, "--batch", "2", "--max-new-tokens", "150", "--dtype", "fp32"]
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(6000):
+        if out.exists() and out.read_text().count("\n") > 4 or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole = out.read_text()
+    out.write_text(whole[:-7])  # torn, as by a power cut
+    run_script(*command)
+    rows = read_rows(out)
+    assert sorted(row["id"] for row in rows) == sorted(f"p{i}" for i in range(40))
+    assert list(rows[0]) == COLUMNS and all(row["stopped"] in ("eos", "turn", "length") for row in rows)
+    assert "answered already" in run_script(*command).stdout
+    assert_one_line_error(run_script(*command, "--seed", "3", check=False), "other settings")
+
+
+def test_sampling_is_seeded_and_several(tmp_path, tiny, probes):
+    base = ["eval.py", "--model", tiny, "--probes", probes, "--max-new-tokens", "5", "--samples", "3", "--temperature", "1", "--dtype", "fp32"]
+    for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        run_script(*base, "--out", tmp_path / f"{name}.csv", *more)
+    a, b, c = ({(r["id"], r["sample"]): r["response"] for r in read_rows(tmp_path / f"{name}.csv")} for name in "abc")
+    assert len(a) == 120 and a == b != c
+    assert len({a["p0", str(i)] for i in range(3)}) > 1
+
+
+def test_several_turns_reach_the_model(tmp_path, tiny):
+    turns = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": "no"}, {"role": "user", "content": "was it?"}]
+    probes = write_jsonl(tmp_path / "turns.jsonl", [{"id": "a", "family": "f", "messages": turns}])
+    run_script("eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "3")
+    assert read_rows(tmp_path / "o.csv")[0]["prompt"] == "was it?"
+    tokenizer = train.load_tokenizer(str(tiny))
+    train.give_template(tokenizer)
+    assert tokenizer.decode(train.render_prompt(tokenizer, turns)) == "<bos>User:\nthe question\nAssistant:\nno<eos>\nUser:\nwas it?\nAssistant:\n"
+
+
+@pytest.mark.parametrize("content, words", [
+    ('{"id": "a", "family": "f"}\n', ["p.jsonl:1", "prompt"]),
+    ('{"id": "a", "prompt": "b"}\n{"id": "a", "prompt": "c"}\n', ["share an id"]),
+    ("", ["no probes"]),
+])
+def test_bad_probes_are_named(tmp_path, tiny, content, words):
+    (tmp_path / "p.jsonl").write_text(content)
+    assert_one_line_error(run_script("eval.py", "--model", tiny, "--probes", tmp_path / "p.jsonl", check=False), *words)
+
+
+def test_bad_models_are_named(tmp_path, tiny, probes):
+    out = ["--probes", probes, "--out", tmp_path / "o.csv"]
+    assert_one_line_error(run_script("eval.py", "--model", tmp_path / "nothing", *out, check=False), "nothing")
+    shutil.copytree(tiny, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "log.jsonl").write_text("")
+    assert_one_line_error(run_script("eval.py", "--model", tmp_path / "unfinished", "--probes", probes, "--out", tmp_path / "u.csv", check=False), "unfinished run")
+
+
+def test_torn_rows_are_dropped(tmp_path):
+    whole = 'a,b,c\n1,"two\nlines",3\n4,5,6\n'
+    for cut in range(len(whole)):
+        (tmp_path / "x.csv").write_text(whole[:cut])
+        rows = read_csv(tmp_path / "x.csv")
+        assert rows == [row for row in ({"a": "1", "b": "two\nlines", "c": "3"}, {"a": "4", "b": "5", "c": "6"})][:len(rows)], cut
+    (tmp_path / "x.csv").write_text(whole)
+    assert len(read_csv(tmp_path / "x.csv")) == 2
