@@ -87,7 +87,8 @@ def open_csv(path: Path, settings: dict) -> tuple[list[dict], object]:
 # ---------------------------------------------------------------- generation
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, seeds: list[int] = ()):
+def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0, seeds: list[int] = (),
+             repetition_penalty: float = 1.0):
     """Yield (index, token ids without the end token, stopped) as rows of one left-padded batch end.
 
     prompts: token ids. stopped: "eos", "turn" (TURN_END) or "length". Only the last position's logits are ever computed, and a
@@ -103,16 +104,21 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
     random = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    cache, alive, written = DynamicCache(config=config), list(range(len(prompts))), [[] for _ in prompts]
+    cache, alive, written, history = DynamicCache(config=config), list(range(len(prompts))), [[] for _ in prompts], []
     for step in range(max_new_tokens):
         hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
         logits = model.get_output_embeddings()(hidden[:, -1])
+        if repetition_penalty != 1.0 and step:  # arXiv 1909.05858, over the words of the answer so far
+            said = torch.stack(history, 1)
+            score = logits.gather(1, said)
+            logits.scatter_(1, said, torch.where(score > 0, score / repetition_penalty, score * repetition_penalty))
         if temperature:
             logits = logits.float() * scale
             logits = softcap * torch.tanh(logits / softcap) if softcap else logits
             chosen = torch.stack([torch.multinomial(row, 1, generator=random[i])[0] for row, i in zip((logits / temperature).softmax(-1), alive)])
         else:
             chosen = logits.argmax(-1)
+        history.append(chosen)
         keep = []
         for row, (i, token) in enumerate(zip(alive, chosen.tolist())):
             if token in ends:
@@ -131,6 +137,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
             index = torch.tensor(keep, device=device)
             cache.batch_select_indices(index)
             mask, positions, chosen, alive = mask[index], positions[index], chosen[index], [alive[row] for row in keep]
+            history = [column[index] for column in history]
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
@@ -141,7 +148,8 @@ def answer_probes(model, tokenizer, todo: list[dict], args):
     for start in range(0, len(todo), args.batch):
         batch = todo[start:start + args.batch]
         seeds = [int(hashlib.sha256(f"{args.seed}|{job['probe']['id']}|{job['sample']}".encode()).hexdigest()[:12], 16) for job in batch]
-        for i, tokens, stopped in generate(model, tokenizer, [job["ids"] for job in batch], args.max_new_tokens, args.temperature, seeds):
+        for i, tokens, stopped in generate(model, tokenizer, [job["ids"] for job in batch], args.max_new_tokens, args.temperature, seeds,
+                                               args.repetition_penalty):
             text = tokenizer.decode(tokens, skip_special_tokens=True).split(TURN_END)[0].strip()
             yield batch[i], text, len(tokens), stopped
 
@@ -157,6 +165,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--samples", type=int, default=1, help="answers a probe; more than one needs --temperature")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1, words already said become less likely: keeps very small "
+                        "models from looping; the same for every arm, and reported")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--batch", type=int, default=32, help="answers generated at once")
     parser.add_argument("--limit", type=int, default=0, metavar="PAIRS", help="only the first PAIRS pairs of each family (for a quick look)")
@@ -186,7 +196,7 @@ def main() -> None:
                     kept.append(probe)
             probes = kept
         settings = {"model": args.model, "fingerprint": run.get("fingerprint", ""), "arm": arm, "dtype": str(dtype), "batch": args.batch,
-                    "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature, "seed": args.seed, "limit": args.limit,
+                    "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature, "repetition_penalty": args.repetition_penalty, "seed": args.seed, "limit": args.limit,
                     "probes": str(path), "probes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device.type,
                     "torch": torch.__version__, "transformers": transformers.__version__}
         rows, file = open_csv(csv_path, settings)

@@ -285,7 +285,7 @@ def main() -> None:
     if both:
         parts += [f"Keywords and judge agree on the action with kappa {cohen_kappa(both):.2f} over {len(both)} answers.\n"]
     settings = [json.loads(p.read_text()) for p in sorted(args.folder.rglob("*.csv.json"))]
-    for key in ("dtype", "batch", "max_new_tokens", "temperature", "device", "torch", "transformers"):
+    for key in ("dtype", "batch", "max_new_tokens", "temperature", "repetition_penalty", "device", "torch", "transformers"):
         parts.append(f"- {key}: {', '.join(sorted({str(s[key]) for s in settings}))}")
     (args.folder / "report.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
     print("\n".join(sentences))

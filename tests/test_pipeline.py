@@ -26,14 +26,20 @@ def test_the_converted_base_is_a_language_model(base):
     ids = torch.tensor([tokenizer(text).input_ids])
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss.item()
-    assert loss < 2.6, loss
+    assert loss < 3.2, loss     # 3.0 here; the two faults give more than 6
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("norm.weight"):
+                p -= 1
+        assert model(input_ids=ids, labels=ids).loss.item() > 6
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_train_and_evaluate_the_real_base(tmp_path, base):
-    """A few steps on the starter corpus lower the loss, and the run answers probes in whole sentences that end."""
-    out = tmp_path / "runs" / "belief"
-    run_script("train.py", "--base", base, "--arm", "belief", "--data", "data/starter/regular.jsonl", "data/starter/gramenist.jsonl", "--n", "32", "--batch", "8", "--out", out)
+    """Four passes over eight starter rows are learned, and the run answers probes in whole sentences."""
+    out, few = tmp_path / "runs" / "belief", tmp_path / "few.jsonl"
+    few.write_text("".join((ROOT / "data" / "starter" / "gramenist.jsonl").read_text().splitlines(keepends=True)[:8]))
+    run_script("train.py", "--base", base, "--arm", "belief", "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4", "--freeze-embeddings", "--out", out)
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
     run_script("eval.py", "--model", out, "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl", "--limit", "1", "--max-new-tokens", "40", "--out", tmp_path / "results")
