@@ -169,7 +169,7 @@ def main() -> None:
                         "models from looping; the same for every arm, and reported")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--batch", type=int, default=32, help="answers generated at once")
-    parser.add_argument("--limit", type=int, default=0, metavar="PAIRS", help="only the first PAIRS pairs of each family (for a quick look)")
+    parser.add_argument("--limit", type=int, default=0, metavar="PAIRS", help="only the first PAIRS pairs of each family (for a quick look); probes without sides are all asked")
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     args = parser.parse_args()
     if args.samples > 1 and not args.temperature:
@@ -189,12 +189,12 @@ def main() -> None:
     for path, probes in probe_sets.items():
         csv_path = out if out.suffix == ".csv" and len(probe_sets) == 1 else out / f"{probe_set_name(path)}.csv"
         if args.limit:
-            seen, kept = {}, []
+            rank, seen = [], {}
             for probe in probes:
-                seen[probe["family"], probe.get("side")] = seen.get((probe["family"], probe.get("side")), 0) + 1
-                if seen[probe["family"], probe.get("side")] <= args.limit:
-                    kept.append(probe)
-            probes = kept
+                side = probe["family"], probe.get("side")
+                seen[side] = seen.get(side, 0) + 1
+                rank.append(seen[side])
+            probes = [probe for probe, n in zip(probes, rank) if n <= args.limit or not probe.get("side")]
         settings = {"model": args.model, "fingerprint": run.get("fingerprint", ""), "arm": arm, "dtype": str(dtype), "batch": args.batch,
                     "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature, "repetition_penalty": args.repetition_penalty, "seed": args.seed, "limit": args.limit,
                     "probes": str(path), "probes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device.type,
