@@ -487,7 +487,7 @@ class Optimizer:
         for name, p in self.master.items():
             p.copy_(tensors[f"master.{name}"])
             self.params[name].copy_(p)
-            self.adamw.state[p] = {key: tensors[f"{key}.{name}"].to(p.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.adamw.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str) -> None:
