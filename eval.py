@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from judge import keyword_verdict, read_jsonl
-from train import available_bytes, load_run, pick_device, pick_dtype, render_prompt
+from train import available_bytes, load_run, pick_device, pick_dtype, render_prompt, run_main
 
 COLUMNS = ("run arm seed probe_set id family item side pair sample prompt response n_tokens stopped keyword_action keyword_ground "
            "judge judge_rubric judge_action judge_ground judge_form judge_reason").split()
@@ -235,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, die)

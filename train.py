@@ -28,6 +28,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: page faults we
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -51,6 +52,23 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 def die(message: str) -> None:
     sys.exit(f"train.py: {message}")
+
+
+def run_main(main, die) -> None:
+    """Run a script's main; Ctrl-C, a full disk and exhausted memory end it with one line, since all of them can be gone on from."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        die("stopped; the same command goes on where it stopped")
+    except OSError as error:
+        die(f"{error.filename or 'the disk'}: {error.strerror or error}; what is written is whole: make room and give the same command again")
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        said = str(error).splitlines()[0] if str(error) else "out of memory"
+        if "memory" in said or "alloc" in said:
+            die(f"out of memory ({said[:120]}); use a smaller --micro-tokens, --batch or base, or --lora 16")
+        if isinstance(error, SafetensorError):
+            die(f"cannot read or write weights ({said[:160]}); is the disk full, or a file cut off?")
+        raise
 
 
 # ---------------------------------------------------------------- machine
@@ -624,7 +642,6 @@ def main() -> None:
     path, first = args.out / "checkpoint.safetensors", 0
     log_path = args.out / "log.jsonl"
     if path.exists():
-        from safetensors import safe_open
         with safe_open(path, "pt") as f:
             saved = f.metadata()
         if saved["fingerprint"] != fingerprint:
@@ -687,4 +704,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, die)

@@ -1,6 +1,7 @@
 """train.py: what is learned is what was meant. Each test names the bug, in other trainers, that it keeps out."""
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -247,6 +248,25 @@ def test_an_exploding_loss_stops_and_names_the_step(tmp_path, tiny):
     done = run_script(*train_command(tiny, data, tmp_path / "run", "--lr", "1e30"), check=False)
     assert_one_line_error(done, "step", "last checkpoint is kept")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_full_disk_gets_one_line_and_loses_nothing(tmp_path, tiny):
+    """Files may not grow past 50 kB, as on a disk that fills up while the weights are written; afterwards the run goes through."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    command = [sys.executable, *map(str, train_command(tiny, data, tmp_path / "run", "--save-every", "2"))]
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+    assert_one_line_error(full, "make room")
+    assert not (tmp_path / "run" / "run.json").exists()
+    run_script(*command[1:])
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_too_little_memory_says_what_would_fit(tmp_path, tiny, monkeypatch):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    monkeypatch.setattr(train, "available_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(sys, "argv", [str(part) for part in train_command(tiny, data, tmp_path / "run")])
+    with pytest.raises(SystemExit, match="GB are free; use --lora 16, or a smaller base"):
+        train.main()
 
 
 def test_long_rows_are_counted(tmp_path, tiny):
