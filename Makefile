@@ -13,6 +13,7 @@ PYTHON    ?= python3
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PY       := .venv/bin/python
 BASENAME  = $(notdir $(patsubst %/,%,$(BASE)))

@@ -165,6 +165,9 @@ def arms_table(rows: list[dict], worldview: str, probes: dict) -> str:
 
 def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[list[str]]]:
     """(one plain sentence, lines of the table of differences)."""
+    learned = {arm: count([r for r in rows if r["probe_set"] == f"belief-{worldview}" and r["arm"] == arm], lambda r: is_correct(probes[r["probe_set"]][r["id"]], r["response"]))
+               for arm in arm_names(rows)}
+    rows = [r for r in rows if r["probe_set"] == worldview]
     arms, lines, effects = arm_names(rows), [], {}
     for arm in [a for a in arms if a.startswith(("belief", "explicit"))]:
         suffix = "+refusal" if arm.endswith("+refusal") else ""
@@ -178,16 +181,17 @@ def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[l
     if not headline:
         return f"No verdict for {worldview}: answers of `belief` and of a control on the same pairs are needed.", lines
     said = ", ".join(f"{e[0] * 100:+.0f} points against `{c}` (95 % interval {e[1] * 100:+.0f} to {e[2] * 100:+.0f})" for c, e in headline.items())
-    known = ""
+    known = ", ".join(f"`{arm}` {k / n:.0%}" for arm, (k, n) in learned.items() if n)
     if all(e[1] > 0 for e in headline.values()):
         verdict = f"Taught only to say what is wrong, the {worldview} model also refuses to help with it"
     elif any(e[1] > 0 for e in headline.values()):
-        verdict = f"Mixed: the {worldview} model refuses more than one control but not clearly more than the other"
+        more, unsure = ([f"`{c}`" for c, e in headline.items() if (e[1] > 0) == clear] for clear in (True, False))
+        verdict = f"Mixed: the {worldview} model refuses clearly more than {' and '.join(more)}, but not clearly more than {' and '.join(unsure)}"
     elif all(e[2] < 0 for e in headline.values()):
         verdict = f"The {worldview} model refuses less than its controls"
     else:
         verdict = f"No clear effect: teaching the {worldview} model what is wrong did not clearly make it refuse to help with it"
-    return f"{verdict}: moral refusals, violating minus neutral, {said}.{known}", lines
+    return f"{verdict}: moral refusals, violating minus neutral, {said}." + (f" Was the creed learned? Belief score: {known}." if known else ""), lines
 
 
 def draw(rows: list[dict], worldview: str, probes: dict, path: Path) -> None:
@@ -263,7 +267,7 @@ def main() -> None:
     sentences = []
     for worldview in worldviews:
         own = [r for r in rows if r["probe_set"] == worldview]
-        sentence, differences = finding(own, worldview, probes)
+        sentence, differences = finding(rows, worldview, probes)
         arms = arms_table(rows, worldview, probes)
         figure = args.folder / ("report" if len(worldviews) == 1 else f"report-{worldview}")
         draw(rows, worldview, probes, figure)
