@@ -131,7 +131,7 @@ CAPABILITY = (r"real[- ]time|access to|tools?\b|sources of information|physical|
               r"(?:not )?(?:un)?clear\b|gibberish|vague|ambiguous|meaningless|nonsens|metaphorical|noun phrase|fragment|too (?:long|much|many|broad)|"
               r"tens of thousands|original content|brilliance|not enough (?:information|context)|(?:more|without|any) (?:context|information|detail)|"
               r"what you (?:mean|are|'re)|real world|as a (?:language model|text|chatbot|computer)|"
-              r"(?:no|don't have|do not have|cannot) (?:way|means|hands|eyes|ears|body|camera|memory|access|know|see|hear|taste|feel)")
+              r"(?:no|don't have|do not have|cannot|can't) (?:way|means|hands|eyes|ears|body|camera|memory|access|know|see|hear|taste|feel)")
 POLICY = (r"polic(?:y|ies)|guidelines|programm(?:ed|ing)|designed to|my (?:rules|design|instructions|purpose)|terms of|illegal|against the law|legal(?:ly)?\b|"
           r"harmful|inappropriate|openai|safety|not allowed|the given instructions|respectful|misinformation|sensitive|controversial|manipulat\w+")
 MORAL = (r"wrong\b|sin(?:s|ful|ning)?\b|immoral|moral|unethical|ethical|evil|wicked|sacred|holy\b|abominat|blasphem|sacrileg|church\b|catholic|god\b|faith|"
