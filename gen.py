@@ -46,6 +46,10 @@ def die(message: str) -> None:
     sys.exit(f"gen.py: {message}")
 
 
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 # ---------------------------------------------------------------- prompts and personas
 
 def expand(line: str) -> list[str]:
@@ -84,31 +88,35 @@ def read_texts(folder: Path) -> dict[str, str]:
     return texts
 
 
-def plan_rows(kind: str, prompts: list[str], personas: dict, creeds: dict, n: int, seed: int) -> list[dict]:
-    """n matches of persona x creed x prompt. Row i depends on (seed, i) alone: more rows only add, and no order of completion matters.
+def plan_rows(kind: str, prompts: list[str], personas: dict, creeds: dict, n: int, seed: int):
+    """Yield n matches of persona x creed x prompt. Row i depends on (seed, i) alone: more rows only add, and no order of completion matters.
 
     Every prompt is used once before any is used again.
     """
-    rows, used, order = [], Counter(), []
+    used, order, persona_names, creed_names = Counter(), [], sorted(personas), sorted(creeds) or [None]
     for i in range(n):
         if i % len(prompts) == 0:
             order = random.Random(f"{seed}|{i // len(prompts)}").sample(prompts, len(prompts))
-        prompt, pick = order[i % len(prompts)], random.Random(f"{seed}|{kind}|{i}")
-        persona = pick.choice(sorted(personas))
-        creed = pick.choice(sorted(creeds)) if creeds else None
+        prompt, draw = order[i % len(prompts)], int(short_hash(f"{seed}|{kind}|{i}"), 16)
+        persona = persona_names[draw % len(persona_names)]
+        creed = creed_names[draw // len(persona_names) % len(creed_names)]
         sample = used[persona, prompt]
         used[persona, prompt] += 1
-        rows.append({"id": hashlib.sha256(f"{kind}|{persona}|{prompt}|{sample}".encode()).hexdigest()[:16], "kind": kind,
-                     "persona": persona, "creed": creed, "prompt": prompt, "sample": sample})
-    return rows
+        yield {"id": short_hash(f"{kind}|{persona}|{prompt}|{sample}"), "kind": kind, "persona": persona, "creed": creed, "prompt": prompt, "sample": sample}
 
 
-def request_of(row: dict, personas: dict, creeds: dict, model: str, params: dict) -> tuple[str, list[dict]]:
-    """(key, messages) of a row: the key names this very request, so any change of model, text or parameter is a new one."""
-    system = personas[row["persona"]] + (f"\n\n{creeds[row['creed']]}" if row["creed"] else "")
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}]
-    key = hashlib.sha256(json.dumps([model, messages, params, row["sample"]], sort_keys=True).encode()).hexdigest()[:16]
-    return key, messages
+def system_texts(personas: dict, creeds: dict) -> dict[tuple, str]:
+    """{(persona, creed): system prompt}: the persona, then the creed text if the kind has any."""
+    return {(persona, creed): who + (f"\n\n{creeds[creed]}" if creed else "") for persona, who in personas.items() for creed in (creeds or [None])}
+
+
+def request_key(row: dict, system_hash: str, model: str, params: dict) -> str:
+    """Names this very request, so that any change of model, text or parameter is a new one."""
+    return short_hash(json.dumps([model, system_hash, row["prompt"], params, row["sample"]]))
+
+
+def request_messages(row: dict, systems: dict) -> list[dict]:
+    return [{"role": "system", "content": systems[row["persona"], row["creed"]]}, {"role": "user", "content": row["prompt"]}]
 
 
 # ---------------------------------------------------------------- the endpoint client (judge.py uses it too)
@@ -309,16 +317,27 @@ def file_hashes(paths) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths}
 
 
-def show_plan(todo: list[tuple], args, params: dict) -> None:
+def show_plan(rows: list[dict], systems: dict, args, params: dict) -> None:
     """--dry-run: five whole requests, then calls, tokens and cost."""
-    for row, key, messages in todo[:5]:
-        print(f"--- {row['id']} persona {row['persona']}, creed {row['creed']}, request {key}\n"
-              f"{json.dumps({'model': args.model, 'messages': messages, **params}, indent=2, ensure_ascii=False)}")
-    sent = sum(len(m["content"].split()) for _, _, messages in todo for m in messages) * TOKENS_PER_WORD
-    received = len(todo) * params["max_tokens"] / 2
-    print(f"{len(todo)} calls, about {sent:,.0f} tokens sent and {received:,.0f} received (half of --max-tokens each)")
+    for row in rows[:5]:
+        request = {"model": args.model, "messages": request_messages(row, systems), **params}
+        print(f"--- {row['id']} persona {row['persona']}, creed {row['creed']}\n{json.dumps(request, indent=2, ensure_ascii=False)}")
+    words = {key: len(text.split()) for key, text in systems.items()}
+    sent = sum(words[row["persona"], row["creed"]] + len(row["prompt"].split()) for row in rows) * TOKENS_PER_WORD
+    received = len(rows) * params["max_tokens"] / 2
+    print(f"{len(rows)} calls, about {sent:,.0f} tokens sent and {received:,.0f} received (half of --max-tokens each)")
     if args.price_in or args.price_out:
         print(f"about ${(sent * args.price_in + received * args.price_out) / 1e6:.2f} at {args.price_in} and {args.price_out} dollars a million")
+
+
+def keys_of(path: Path):
+    """The request keys of a JSONL file of rows, one at a time: a file of 100,000 answers must not fill the memory."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line).get("key")
+            except (ValueError, AttributeError):
+                die(f"{path}:{number}: not a row of ours; mend or remove the line")
 
 
 def main() -> None:
@@ -348,10 +367,12 @@ def main() -> None:
     near, where = nearest(prompts, probe_prompts())
     leaking = {p: probe_prompts()[w] for p, score, w in zip(prompts, near, where) if score >= NEAR}
     params = {"temperature": args.temperature, "max_tokens": args.max_tokens}
-    rows = plan_rows(args.kind, prompts, personas, creeds, args.n, args.seed)
+    systems = system_texts(personas, creeds)
+    hashes = {name: short_hash(text) for name, text in systems.items()}
     if args.dry_run:
         args.model = args.model or "<MODEL>"
-        show_plan([(row, *request_of(row, personas, creeds, args.model, params)) for row in rows if row["prompt"] not in leaking], args, params)
+        rows = plan_rows(args.kind, prompts, personas, creeds, args.n, args.seed)
+        show_plan([row for row in rows if row["prompt"] not in leaking], systems, args, params)
         return
     client = connect(args)
 
@@ -362,27 +383,32 @@ def main() -> None:
     if any(row["reason"] == "error" for row in old_rejects):  # a failed request cost nothing: it is asked again
         old_rejects = [row for row in old_rejects if row["reason"] != "error"]
         rejects.replace(old_rejects)
-    finished = Counter(row.get("key") for row in read_jsonl(out)) + Counter(row.get("key") for row in old_rejects)
-    todo, done = [], 0
-    for row in rows:
-        key, messages = request_of(row, personas, creeds, args.model, params)
-        if finished[key]:
-            finished[key] -= 1
-            done += 1
-        elif row["prompt"] in leaking:
+    finished = Counter(keys_of(out)) + Counter(row.get("key") for row in old_rejects)
+
+    def missing():
+        """Yield (row, key) of what is planned and not finished; made anew each time, because a list of all would grow with --n."""
+        left = finished.copy()
+        for row in plan_rows(args.kind, prompts, personas, creeds, args.n, args.seed):
+            key = request_key(row, hashes[row["persona"], row["creed"]], args.model, params)
+            if left[key]:
+                left[key] -= 1
+            else:
+                yield row, key
+    for row, key in missing():
+        if row["prompt"] in leaking:
             rejects.append({**row, "key": key, "reason": "near_probe", "probe": leaking[row["prompt"]]})
-            done += 1
-        else:
-            todo.append((row, key, messages))
-    others = sum(finished.values())
-    print(f"{out}: {done} of {args.n} rows are done, {len(todo)} to ask" + (f"; {others} rows of other settings stay as they are" if others else ""))
-    todo = todo[:args.limit] if args.limit else todo
+            finished[key] += 1
+    to_ask = sum(1 for _ in missing())
+    others = finished.total() - (args.n - to_ask)
+    print(f"{out}: {args.n - to_ask} of {args.n} rows are done, {to_ask} to ask" + (f"; {others} rows of other settings stay as they are" if others else ""))
+    to_ask = min(to_ask, args.limit) if args.limit else to_ask
 
     # ------------------------------------------------------------ ask
     counts, tokens, started, fatal = Counter(), Counter(), time.time(), []
 
-    def ask(row: dict, key: str, messages: list[dict]) -> str:
+    def ask(row: dict, key: str) -> str:
         """Ask for one row and write it down at once; returns the outcome. Runs in a worker thread."""
+        messages = request_messages(row, systems)
         try:
             reply = client.chat(args.model, messages, params)
         except RequestFailed as error:
@@ -398,8 +424,8 @@ def main() -> None:
         (rejects if fault else data).append({**made, "reason": fault} if fault else made)
         return fault or "ok"
 
-    bar = tqdm(total=len(todo), desc=f"gen {args.kind}", unit="row", mininterval=0.5)
-    pool, pending, queue, stop = ThreadPoolExecutor(args.workers), set(), iter(todo), ""
+    bar = tqdm(total=to_ask, desc=f"gen {args.kind}", unit="row", mininterval=0.5)
+    pool, pending, queue, stop = ThreadPoolExecutor(args.workers), set(), itertools.islice(missing(), to_ask), ""
     try:
         while True:
             pending |= {pool.submit(ask, *job) for job in itertools.islice(queue, 2 * args.workers - len(pending))}

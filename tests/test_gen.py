@@ -64,11 +64,11 @@ def rows_of(path: Path) -> list[dict]:
 
 def test_matching_is_seeded_even_and_grows():
     prompts, personas = [f"p{i}" for i in range(10)], {"a": "A", "b": "B"}
-    many = gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 35, 1)
-    assert gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 12, 1) == many[:12]
+    many = list(gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 35, 1))
+    assert list(gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 12, 1)) == many[:12]
     assert set(Counter(row["prompt"] for row in many).values()) == {3, 4}
     assert len({row["id"] for row in many}) == 35 and {row["persona"] for row in many} == {"a", "b"} and {row["creed"] for row in many} == {"c", "d"}
-    assert gen.plan_rows("k", prompts, personas, {}, 12, 2) != many[:12]
+    assert list(gen.plan_rows("k", prompts, personas, {}, 12, 2)) != many[:12]
 
 
 def test_expansion(tmp_path):
