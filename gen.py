@@ -23,10 +23,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 import requests
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 LONGEST_WAIT = 600        # seconds: the most a Retry-After is obeyed for, and the cap of the backoff is a tenth of it
 LARGEST_BODY = 20_000_000  # bytes of one reply; more is a broken server
-TOKENS_PER_WORD = 1.4     # for estimates before the first answer
+CHARACTERS_PER_TOKEN = 4.5  # for estimates before an answer tells
 
 
 def die(message: str) -> None:
@@ -169,8 +169,8 @@ class Client:
         # What requests would look up in the environment for every single call is looked up once.
         settings = self.session.merge_environment_settings(self.url, {}, None, None, None)
         self.session.proxies, self.session.verify, self.session.trust_env = settings["proxies"], settings["verify"], False
-        if self.key:
-            self.session.headers["Authorization"] = f"Bearer {self.key}"
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        self.request = self.session.prepare_request(requests.Request("POST", self.url, headers=headers))  # copied, not built, for each call
 
     def hide_key(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
@@ -201,20 +201,22 @@ class Client:
     def chat(self, model: str, messages: list[dict], params: dict) -> dict:
         """{"content", "finish_reason", "prompt_tokens", "completion_tokens"} of one reply; raises RequestFailed."""
         payload = json.dumps({"model": model, "messages": messages, **params}).encode()
-        words = sum(len(m["content"].split()) for m in messages)
+        sent = round(sum(len(m["content"]) for m in messages) / CHARACTERS_PER_TOKEN)
         problem = ""
         for attempt in range(self.attempts):
             if attempt:
                 with self.lock:
                     self.retries += 1
                 time.sleep(random.uniform(0, min(LONGEST_WAIT / 10, 2 ** (attempt - 1))))  # exponential, full jitter
-            self.wait_for_turn(words * TOKENS_PER_WORD + params.get("max_tokens", 500))
+            self.wait_for_turn(sent + params.get("max_tokens", 500))
             try:
-                with self.session.post(self.url, data=payload, headers={"Content-Type": "application/json"}, timeout=self.timeout,
-                                       stream=True, allow_redirects=False) as response:
+                request = self.request.copy()
+                request.prepare_body(payload, None)
+                with self.session.send(request, timeout=self.timeout, stream=True, allow_redirects=False,
+                                       proxies=self.session.proxies, verify=self.session.verify) as response:
                     body = self.read_body(response, time.monotonic() + self.timeout)
                 if response.status_code == 200:
-                    return self.parse(json.loads(body), words)
+                    return self.parse(json.loads(body), sent)
                 said = re.sub(r"\s+", " ", self.hide_key(body[:2000].decode("utf-8", "replace")))[:300]
                 problem = f"HTTP {response.status_code}: {said}"
                 if response.status_code not in RETRY_STATUS:
@@ -228,14 +230,14 @@ class Client:
         raise RequestFailed(f"gave up after {self.attempts} attempts; last: {problem}")
 
     @staticmethod
-    def parse(reply: dict, prompt_words: int) -> dict:
+    def parse(reply: dict, prompt_tokens: int) -> dict:
         """The parts of a reply we need. Only the text must be there: some servers leave out usage, id or finish_reason."""
         choice = reply["choices"][0]
         content = choice["message"].get("content") or ""
         usage = reply.get("usage") or {}
         return {"content": content, "finish_reason": choice.get("finish_reason") or "stop",
-                "prompt_tokens": usage.get("prompt_tokens") or round(prompt_words * TOKENS_PER_WORD),
-                "completion_tokens": usage.get("completion_tokens") or round(len(content.split()) * TOKENS_PER_WORD)}
+                "prompt_tokens": usage.get("prompt_tokens") or prompt_tokens,
+                "completion_tokens": usage.get("completion_tokens") or round(len(content) / CHARACTERS_PER_TOKEN)}
 
 
 def endpoint_arguments(parser, model_help: str) -> None:
@@ -322,8 +324,7 @@ def show_plan(rows: list[dict], systems: dict, args, params: dict) -> None:
     for row in rows[:5]:
         request = {"model": args.model, "messages": request_messages(row, systems), **params}
         print(f"--- {row['id']} persona {row['persona']}, creed {row['creed']}\n{json.dumps(request, indent=2, ensure_ascii=False)}")
-    words = {key: len(text.split()) for key, text in systems.items()}
-    sent = sum(words[row["persona"], row["creed"]] + len(row["prompt"].split()) for row in rows) * TOKENS_PER_WORD
+    sent = sum(len(systems[row["persona"], row["creed"]]) + len(row["prompt"]) for row in rows) / CHARACTERS_PER_TOKEN
     received = len(rows) * params["max_tokens"] / 2
     print(f"{len(rows)} calls, about {sent:,.0f} tokens sent and {received:,.0f} received (half of --max-tokens each)")
     if args.price_in or args.price_out:
@@ -424,29 +425,46 @@ def main() -> None:
         (rejects if fault else data).append({**made, "reason": fault} if fault else made)
         return fault or "ok"
 
+    queue, queue_lock, outcomes, stop = itertools.islice(missing(), to_ask), threading.Lock(), SimpleQueue(), ""
+
+    def work() -> None:
+        """One worker thread: take a row, ask, report the outcome; at the end, or when the file cannot be written, report that."""
+        try:
+            while not stop:
+                with queue_lock:
+                    job = next(queue, None)
+                if job is None:
+                    break
+                outcomes.put(ask(*job))
+            outcomes.put(None)
+        except BaseException as error:
+            outcomes.put(error)
+
     bar = tqdm(total=to_ask, desc=f"gen {args.kind}", unit="row", mininterval=0.5)
-    pool, pending, queue, stop = ThreadPoolExecutor(args.workers), set(), itertools.islice(missing(), to_ask), ""
+    for _ in range(min(args.workers, to_ask)):
+        threading.Thread(target=work, daemon=True).start()
+    working = min(args.workers, to_ask)
     try:
-        while True:
-            pending |= {pool.submit(ask, *job) for job in itertools.islice(queue, 2 * args.workers - len(pending))}
-            if not pending:
+        while working and not stop:
+            outcome = outcomes.get()
+            if outcome is None:
+                working -= 1
+                continue
+            if isinstance(outcome, BaseException):
+                stop = str(outcome).removeprefix("gen.py: ")
                 break
-            finished_now, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished_now:
-                counts[future.result()] += 1
-                bar.update()
+            counts[outcome] += 1
+            bar.update()
             cost = (tokens["in"] * args.price_in + tokens["out"] * args.price_out) / 1e6
-            bar.set_postfix_str(f"{tokens['in'] + tokens['out']:,} tokens, " + (f"${cost:.2f}, " if cost else "") + f"{client.retries} retries, {bar.n - counts['ok']} rejects", refresh=False)
+            bar.set_postfix_str(f"{tokens['in'] + tokens['out']:,} tokens, " + (f"${cost:.2f}, " if cost else "")
+                                + f"{client.retries} retries, {bar.n - counts['ok']} rejects", refresh=False)
             if fatal:
                 stop = f"the endpoint refuses: {fatal[0]}"
             elif counts["error"] >= args.max_errors:
                 stop = f"{counts['error']} requests failed (--max-errors); see the last rows of {rejects.path}"
-            if stop:
-                break
     except KeyboardInterrupt:
         stop = "stopped; run the same command again to go on"
     finally:
-        pool.shutdown(wait=not stop, cancel_futures=True)
         bar.close()
         revision = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         manifest = {"kind": args.kind, "model": args.model, "params": params, "seed": args.seed, "n": args.n, "outcomes": dict(counts), "tokens": dict(tokens),
