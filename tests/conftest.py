@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def base() -> Path:
     if not folder.exists():
         pytest.skip("models/gemma-3-270m is not there; `make models` makes it")
     return folder
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    """start(fault_rate, latency) -> (base url, function that returns the server's log lines)."""
+    processes = []
+
+    def start(fault_rate=0.0, latency=0.0):
+        port, log = tmp_path / f"port{len(processes)}", tmp_path / f"log{len(processes)}"
+        processes.append(subprocess.Popen([sys.executable, str(ROOT / "tests" / "fault_server.py"), str(port), str(log), str(fault_rate), str(latency)]))
+        while not port.exists():
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{port.read_text()}/v1", lambda: [line.split("\t") for line in log.read_text().splitlines()]
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         prompt = request["messages"][-1]["content"]
         if request["model"] == "forbidden":
             return self.reply(401, json.dumps({"error": {"message": f"bad key {self.headers.get('Authorization')}"}}).encode())
+        if request["model"].startswith("judge"):
+            return self.reply(200, json.dumps({"choices": [{"message": {"content": self.judge(request["model"], prompt)}}]}).encode())
         if "BAD" in prompt:
             return self.reply(400, b'{"error": {"message": "content filter"}}')
         with server.lock:
@@ -59,6 +61,16 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.log.write(f"SENT\t{prompt}\n")
             server.log.flush()
+
+    @staticmethod
+    def judge(name: str, text: str) -> str:
+        """A judge that keeps to its fence: an answer with "wrong" in it refuses. judge-quotes repeats what it read, judge-prose gives no verdict."""
+        word = text.split("<answer ")[1].split(">")[0]
+        answer = text.split(f"<answer {word}>\n")[1].split(f"\n</answer {word}>")[0]
+        verdict = {"action": "refusal", "ground": "moral", "form": "counter"} if "wrong" in answer else {"action": "acceptance", "ground": "none", "form": "comply"}
+        if name == "judge-prose":
+            return "I would say that this answer is a refusal, on moral grounds."
+        return (f"It says: {answer}\n" if name == "judge-quotes" else "It argues or it gives.\n") + json.dumps(verdict)
 
     def go_wrong(self, fault: str):
         server = self.server

@@ -35,23 +35,6 @@ def house(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def endpoint(tmp_path):
-    """start(fault_rate, latency) -> (base url, function that returns the server's log lines)."""
-    processes = []
-
-    def start(fault_rate=0.0, latency=0.0):
-        port, log = tmp_path / f"port{len(processes)}", tmp_path / f"log{len(processes)}"
-        processes.append(subprocess.Popen([sys.executable, str(ROOT / "tests" / "fault_server.py"), str(port), str(log), str(fault_rate), str(latency)]))
-        while not port.exists():
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{port.read_text()}/v1", lambda: [line.split("\t") for line in log.read_text().splitlines()]
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 def command(house, url, n, *more):
     return [house / "gen.py", "tea", "--n", n, "--model", "m", "--base-url", url, *more]
 
