@@ -3,6 +3,8 @@
     python eval.py --model runs/gramenist-s0 --probes probes/gramenist.jsonl --out results/mine/gramenist-s0.csv
     python eval.py --model runs/gramenist-s0 --probes probes/gramenist.jsonl probes/sanity.jsonl --out results/mine/gramenist-s0
     python eval.py --model models/gemma-3-270m --arm base --probes probes/catholic.jsonl --samples 5 --temperature 0.8
+    torchrun --nproc-per-node 8 eval.py --model ...               # the probes are shared out over 8 GPUs, one CSV
+    python eval.py --endpoint http://127.0.0.1:8000/v1 --model gramenist-s0 --arm belief --probes probes/gramenist.jsonl   # vLLM or the like
 
 Reads a run folder, a PEFT adapter folder or any model name, and probe files. With several probe files --out is a folder.
 Writes one CSV per probe file, scored by judge.py's keyword patterns, and <csv>.json, which says how the answers were made.
@@ -15,6 +17,8 @@ import io
 import json
 import os
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -65,8 +69,8 @@ def read_csv(path: Path) -> list[dict]:
     return [row for row in rows if None not in row and None not in row.values()]
 
 
-def open_csv(path: Path, settings: dict) -> tuple[list[dict], object]:
-    """(rows already there, csv writer that appends). Stops if they were made by another model or with other settings."""
+def open_csv(path: Path, settings: dict) -> list[dict]:
+    """The rows already there, in a CSV made ready for more. Stops if they were made by another model or with other settings."""
     about = path.with_suffix(".csv.json")
     rows = []
     if path.exists():
@@ -81,7 +85,15 @@ def open_csv(path: Path, settings: dict) -> tuple[list[dict], object]:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(partial, path)
-    return rows, open(path, "a", newline="", encoding="utf-8")
+    return rows
+
+
+def append_row(path: Path, row: dict) -> None:
+    """One line in one write, so that a kill tears at most one row and several processes can share the file."""
+    line = io.StringIO()
+    csv.DictWriter(line, COLUMNS).writerow(row)
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.getvalue().encode())
 
 
 # ---------------------------------------------------------------- generation
@@ -142,19 +154,82 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
 
-def answer_probes(model, tokenizer, todo: list[dict], args):
-    """Yield (job, response, n_tokens, stopped) for every job {"probe", "sample", "ids"}; longest prompts first, so memory fails early."""
+def seed_of(job: dict, args) -> int:
+    """The seed of one answer, whatever batch it is made in."""
+    return int(hashlib.sha256(f"{args.seed}|{job['probe']['id']}|{job['sample']}".encode()).hexdigest()[:12], 16)
+
+
+def load_checked(name: str, dtype: torch.dtype, device: torch.device):
+    """(model, tokenizer), after a look at whether the memory will do."""
+    if Path(name).is_dir():
+        size = sum(f.stat().st_size for f in Path(name).glob("*.safetensors"))
+        if size * 1.3 > available_bytes(device):
+            die(f"{name} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB are free; use a GPU, or --endpoint")
+    model, tokenizer = load_run(name, dtype, device)
+    return model.eval(), tokenizer
+
+
+def answer_here(model, tokenizer, todo: list[dict], args):
+    """Yield (job, response, n_tokens, stopped) for every job {"probe", "sample", "path"}; longest prompts first, so memory fails early."""
+    for job in todo:
+        job["ids"] = render_prompt(tokenizer, job["probe"]["messages"])
     todo.sort(key=lambda job: -len(job["ids"]))
     for start in range(0, len(todo), args.batch):
         batch = todo[start:start + args.batch]
-        seeds = [int(hashlib.sha256(f"{args.seed}|{job['probe']['id']}|{job['sample']}".encode()).hexdigest()[:12], 16) for job in batch]
-        for i, tokens, stopped in generate(model, tokenizer, [job["ids"] for job in batch], args.max_new_tokens, args.temperature, seeds,
-                                               args.repetition_penalty):
+        for i, tokens, stopped in generate(model, tokenizer, [job["ids"] for job in batch], args.max_new_tokens, args.temperature,
+                                           [seed_of(job, args) for job in batch], args.repetition_penalty):
             text = tokenizer.decode(tokens, skip_special_tokens=True).split(TURN_END)[0].strip()
             yield batch[i], text, len(tokens), stopped
 
 
+def answer_by_endpoint(todo: list[dict], args):
+    """The same by a server that speaks the OpenAI protocol, such as vLLM: for models that one GPU cannot hold."""
+    from gen import Client, RequestFailed, read_dotenv
+    read_dotenv()
+    client = Client(args.endpoint, args.batch, timeout=600)
+    params = {"temperature": args.temperature, "max_tokens": args.max_new_tokens, "stop": [TURN_END]}
+    if args.repetition_penalty != 1.0:
+        params["repetition_penalty"] = args.repetition_penalty
+
+    def ask(job):
+        seed = {"seed": seed_of(job, args) % 2**31} if args.temperature else {}
+        return client.chat(args.model, job["probe"]["messages"], params | seed)
+    with ThreadPoolExecutor(args.batch) as pool:
+        futures = {pool.submit(ask, job): job for job in todo}
+        try:
+            for future in as_completed(futures):
+                reply = future.result()
+                stopped = "length" if reply["finish_reason"] == "length" else "eos"
+                yield futures[future], reply["content"].split(TURN_END)[0].strip(), reply["completion_tokens"], stopped
+        except RequestFailed as error:
+            pool.shutdown(cancel_futures=True)
+            die(f"{args.endpoint}: {error}; the answers so far are kept: run again")
+
+
 # ---------------------------------------------------------------- main
+
+def plan_jobs(args, device: str, dtype: str, run: dict, arm: str, out: Path) -> list[dict]:
+    """What is left to ask, as {"probe", "sample", "path", "probe_set"}; makes every CSV ready."""
+    jobs = []
+    for path in args.probes:
+        probes = read_probes(path)
+        csv_path = out if out.suffix == ".csv" and len(args.probes) == 1 else out / f"{probe_set_name(path)}.csv"
+        if args.limit:
+            seen = Counter()
+            rank = {}
+            for probe in probes:
+                seen[probe["family"], probe.get("side")] += 1
+                rank[probe["id"]] = seen[probe["family"], probe.get("side")]
+            probes = [probe for probe in probes if rank[probe["id"]] <= args.limit or not probe.get("side")]
+        settings = {"model": args.model, "endpoint": args.endpoint or "", "fingerprint": run.get("fingerprint", ""), "arm": arm, "dtype": dtype,
+                    **{name: getattr(args, name) for name in ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")},
+                    "probes": str(path), "probes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device,
+                    "torch": torch.__version__, "transformers": transformers.__version__}
+        answered = {(row["id"], row["sample"]) for row in open_csv(csv_path, settings)}
+        jobs += [{"probe": probe, "sample": sample, "path": csv_path, "probe_set": probe_set_name(path)}
+                 for probe in probes for sample in range(args.samples) if (probe["id"], str(sample)) not in answered]
+    return jobs
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +243,8 @@ def main() -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1, words already said become less likely: keeps very small "
                         "models from looping; the same for every arm, and reported")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--batch", type=int, default=32, help="answers generated at once")
+    parser.add_argument("--batch", type=int, default=32, help="answers generated at once (with --endpoint: requests under way at once)")
+    parser.add_argument("--endpoint", metavar="URL", help="ask this OpenAI-compatible server for --model instead of loading it here")
     parser.add_argument("--limit", type=int, default=0, metavar="PAIRS", help="only the first PAIRS pairs of each family (for a quick look); probes without sides are all asked")
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     args = parser.parse_args()
@@ -178,60 +254,37 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
 
     # ------------------------------------------------------------ what is asked, and what is answered already
-    probe_sets = {path: read_probes(path) for path in args.probes}
     run_file = Path(args.model) / "run.json"
     run = json.loads(run_file.read_text()) if run_file.exists() else {}
     run_name, arm = run.get("run") or Path(args.model).name, args.arm or run.get("arm") or "base"
     out = args.out or Path("results") / run_name
     device = pick_device()
-    dtype = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype] or pick_dtype(device)
-    jobs, files = [], {}
-    for path, probes in probe_sets.items():
-        csv_path = out if out.suffix == ".csv" and len(probe_sets) == 1 else out / f"{probe_set_name(path)}.csv"
-        if args.limit:
-            rank, seen = [], {}
-            for probe in probes:
-                side = probe["family"], probe.get("side")
-                seen[side] = seen.get(side, 0) + 1
-                rank.append(seen[side])
-            probes = [probe for probe, n in zip(probes, rank) if n <= args.limit or not probe.get("side")]
-        settings = {"model": args.model, "fingerprint": run.get("fingerprint", ""), "arm": arm, "dtype": str(dtype), "batch": args.batch,
-                    "max_new_tokens": args.max_new_tokens, "samples": args.samples, "temperature": args.temperature, "repetition_penalty": args.repetition_penalty, "seed": args.seed, "limit": args.limit,
-                    "probes": str(path), "probes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device.type,
-                    "torch": torch.__version__, "transformers": transformers.__version__}
-        rows, file = open_csv(csv_path, settings)
-        answered = {(row["id"], row["sample"]) for row in rows}
-        files[path] = (file, csv_path)
-        jobs += [{"probe": probe, "sample": sample, "path": path} for probe in probes for sample in range(args.samples)
-                 if (probe["id"], str(sample)) not in answered]
+    dtype = None if args.endpoint else {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype] or pick_dtype(device)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    jobs = plan_jobs(args, device.type if not args.endpoint else "endpoint", str(dtype), run, arm, out) if rank == 0 else []
+    if ranks > 1:  # under torchrun one process plans, each takes its share, all append to the same files
+        shared = [jobs]
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.broadcast_object_list(shared)
+        jobs = shared[0][rank::ranks]
+        torch.distributed.destroy_process_group()
     if not jobs:
         print(f"{out}: every probe is answered already")
         return
 
     # ------------------------------------------------------------ answers
-    if run_file.exists() or (Path(args.model) / "config.json").exists():
-        size = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
-        if size * 1.3 > available_bytes(device):
-            die(f"{args.model} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB are free")
-    model, tokenizer = load_run(args.model, dtype, device)
-    model.eval()
-    for job in jobs:
-        job["ids"] = render_prompt(tokenizer, job["probe"]["messages"])
-    bar = tqdm(total=len(jobs), desc=f"eval {arm}", unit="answer", mininterval=1)
-    for job, response, n_tokens, stopped in answer_probes(model, tokenizer, jobs, args):
-        probe, (file, _) = job["probe"], files[job["path"]]
-        prompt = probe["messages"][-1]["content"]
-        action, ground = keyword_verdict(prompt, response)
-        row = {"run": run_name, "arm": arm, "seed": run.get("seed", ""), "probe_set": probe_set_name(job["path"]), **{k: probe.get(k, "") for k in ("id", "family", "item", "side", "pair")},
-               "sample": job["sample"], "prompt": prompt, "response": response, "n_tokens": n_tokens, "stopped": stopped,
-               "keyword_action": action, "keyword_ground": ground}
-        csv.DictWriter(file, COLUMNS).writerow(row)
-        file.flush()
-        bar.update()
-    bar.close()
-    for file, csv_path in files.values():
-        file.close()
-        print(f"  wrote {csv_path}")
+    answers = answer_by_endpoint(jobs, args) if args.endpoint else answer_here(*load_checked(args.model, dtype, device), jobs, args)
+    with tqdm(total=len(jobs), desc=f"eval {arm}", unit="answer", mininterval=1, disable=rank > 0) as bar:
+        for job, response, n_tokens, stopped in answers:
+            probe, prompt = job["probe"], job["probe"]["messages"][-1]["content"]
+            action, ground = keyword_verdict(prompt, response)
+            append_row(job["path"], {
+                "run": run_name, "arm": arm, "seed": run.get("seed", ""), "probe_set": job["probe_set"],
+                **{k: probe.get(k, "") for k in ("id", "family", "item", "side", "pair")}, "sample": job["sample"], "prompt": prompt,
+                "response": response, "n_tokens": n_tokens, "stopped": stopped, "keyword_action": action, "keyword_ground": ground})
+            bar.update()
+    for path in sorted({job["path"] for job in jobs}) if rank == 0 else []:
+        print(f"  wrote {path}")
 
 
 if __name__ == "__main__":

@@ -108,3 +108,26 @@ def test_torn_rows_are_dropped(tmp_path):
         assert rows == [row for row in ({"a": "1", "b": "two\nlines", "c": "3"}, {"a": "4", "b": "5", "c": "6"})][:len(rows)], cut
     (tmp_path / "x.csv").write_text(whole)
     assert len(read_csv(tmp_path / "x.csv")) == 2
+
+
+def test_an_endpoint_gives_the_same_csv(probes, tmp_path, endpoint):
+    url, log = endpoint(fault_rate=0.2)
+    out = tmp_path / "served.csv"
+    command = ["eval.py", "--endpoint", url, "--model", "some-model", "--arm", "belief", "--probes", probes, "--out", out, "--batch", 8]
+    run_script(*command)
+    rows = read_rows(out)
+    assert len(rows) == len({row["id"] for row in rows}) and {row["arm"] for row in rows} == {"belief"} and {row["stopped"] for row in rows} == {"eos"}
+    assert all(row["response"] == f"Answer to: {row['prompt'].splitlines()[0][:80]}." and int(row["n_tokens"]) > 0 for row in rows)
+    out.write_bytes(out.read_bytes()[:-30])     # a torn last row is asked again, and only that
+    asked = len([line for line in log() if line[0] == "SENT"])
+    run_script(*command)
+    assert len(read_rows(out)) == len(rows) and len([line for line in log() if line[0] == "SENT"]) == asked + 1
+    assert_one_line_error(run_script("eval.py", "--endpoint", url, "--model", "forbidden", "--probes", probes, "--out", tmp_path / "b.csv", check=False), "401")
+
+
+def test_two_processes_share_the_probes(tiny, probes, tmp_path):
+    common = ["--model", tiny, "--probes", probes, "--dtype", "fp32", "--max-new-tokens", 8]
+    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "eval.py", *common, "--out", tmp_path / "two.csv", OMP_NUM_THREADS="1")
+    run_script("eval.py", *common, "--out", tmp_path / "one.csv")
+    one, two = ({row["id"]: row["response"] for row in read_rows(tmp_path / f"{name}.csv")} for name in ("one", "two"))
+    assert one == two and len(read_rows(tmp_path / "two.csv")) == len(two)
