@@ -1,4 +1,4 @@
-"""Turn results into a verdict a sceptic can check: report.md, report.png and report.svg.
+"""Turn results into a verdict a sceptic can check: report.md, figures, and transcripts.html to read every answer side by side.
 
     python report.py results/demo
 
@@ -97,8 +97,12 @@ def probes_by_set() -> dict[str, dict[str, dict]]:
     return {probe_set_name(path): {p["id"]: p for p in read_jsonl(path)} for path in sorted((ROOT / "probes").rglob("*.jsonl"))}
 
 
+def arm_rank(arm: str) -> tuple[int, str]:
+    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else 99, arm)
+
+
 def arm_names(rows: list[dict]) -> list[str]:
-    return sorted({r["arm"] for r in rows}, key=lambda arm: (ARM_ORDER.index(arm) if arm in ARM_ORDER else 99, arm))
+    return sorted({r["arm"] for r in rows}, key=arm_rank)
 
 
 def pair_values(rows: list[dict], value) -> dict[str, dict[tuple, float]]:
@@ -251,6 +255,18 @@ def quote(rows: list[dict], worldview: str, n: int = 5) -> str:
     return "\n".join(text)
 
 
+def write_transcripts(rows: list[dict], path: Path) -> None:
+    """One self-contained page: the answers of all arms to one probe side by side, with filters and search."""
+    groups = {}
+    for row in sorted(rows, key=lambda r: (arm_rank(r["arm"]), r["run"], r["sample"])):
+        group = groups.setdefault((row["probe_set"], row["id"]), {"set": row["probe_set"], **{k: row[k] for k in ("id", "family", "item", "side", "prompt")}, "runs": {}})
+        verdict = row["action"] + (f" {row['ground']}" if row["ground"] else "")
+        group["runs"].setdefault(f"{row['arm']} ({row['run']})", []).append([verdict, row["response"], row.get("stopped", "")])
+    data = json.dumps(list(groups.values()), ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\u0021--")  # an answer must not end the script element
+    template = (ROOT / "docs" / "transcripts-template.html").read_text(encoding="utf-8")
+    path.write_text(template.replace(">DATA<", f">{data}<"), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with results CSVs")
@@ -292,8 +308,9 @@ def main() -> None:
     for key in ("dtype", "batch", "max_new_tokens", "temperature", "repetition_penalty", "device", "torch", "transformers"):
         parts.append(f"- {key}: {', '.join(sorted({str(s[key]) for s in settings}))}")
     (args.folder / "report.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_transcripts(rows, args.folder / "transcripts.html")
     print("\n".join(sentences))
-    print(f"\nwrote {args.folder / 'report.md'} and {figure.with_suffix('.png')}")
+    print(f"\nwrote report.md, {figure.with_suffix('.png').name} and transcripts.html (every answer, side by side) in {args.folder}")
 
 
 if __name__ == "__main__":
