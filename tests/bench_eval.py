@@ -1,6 +1,6 @@
 """eval.py's generation against transformers' own: python tests/bench_eval.py [MODEL_FOLDER]   (or: make bench)
 
-120 probes, at most 128 new tokens, greedy, the same weights and number format, three interleaved rounds, medians.
+120 probes, at most 128 new tokens, greedy, the same weights and number format, two interleaved rounds, medians.
 One prompt at a time is timed on every tenth probe, because all of them would take a quarter of an hour.
 A second table repeats it on a random model with a small vocabulary (32,000 words), where the output layer costs nothing.
 """
@@ -62,9 +62,9 @@ def compare(name: str, model, tokenizer, prompts: list[list[int]]) -> None:
     ways = {"eval.py": lambda: ours(model, tokenizer, prompts), f"generate, batches of {BATCH}": lambda: theirs(model, tokenizer, prompts, BATCH),
             "generate, one prompt at a time": lambda: theirs(model, tokenizer, few, 1)}
     answers, seconds = {}, {way: [] for way in ways}
-    for round_ in range(4):  # the first is a warm-up
+    for round_ in range(3):  # the first is a warm-up
         for way, run in ways.items():
-            if way.endswith("time") and round_ > 1:
+            if way.endswith("time") and round_ != 1:
                 continue
             start = sync(device)
             answers[way] = run()
