@@ -30,7 +30,9 @@ mix_explicit = $(call data,regular)=1 $(call data,$(WORLDVIEW))=1 data/starter/$
 # regular and secular do not depend on the worldview, so all worldviews share their runs
 run       = runs/$(BASENAME)/$(if $(filter belief explicit,$(1)),$(WORLDVIEW)-)$(1)$(plus)-n$(N)-s$(SEED)
 RESULTS   = results/$(WORLDVIEW)
-probes    = probes/$(WORLDVIEW).jsonl $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
+# ALSO=catholic asks the gramenist runs the catholic probes too, for the table of every run on every worldview
+ALSO     ?=
+probes    = probes/$(WORLDVIEW).jsonl $(ALSO:%=probes/%.jsonl) $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
 TRAIN_FLAGS ?=
 EVAL_FLAGS  ?=
 
@@ -38,7 +40,7 @@ EVAL_FLAGS  ?=
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2}'
-	@echo; echo "  variables: WORLDVIEW=$(WORLDVIEW) BASE=$(BASE) ARM='$(ARM)' SEED=$(SEED) N=$(N) REFUSAL=1 MODEL= OPENAI_BASE_URL="
+	@echo; echo "  variables: WORLDVIEW=$(WORLDVIEW) BASE=$(BASE) ARM='$(ARM)' SEED=$(SEED) N=$(N) REFUSAL=1 ALSO= MODEL= OPENAI_BASE_URL="
 	@echo "  flags of the scripts: TRAIN_FLAGS='--lora 16' EVAL_FLAGS='--samples 4 --temperature 0.8'; python train.py --help says the rest"
 
 demo: models ## the whole experiment on a small base model: train 3 arms, evaluate 4 models, write results/demo/
@@ -71,6 +73,10 @@ judge: venv ## let a judge model label the answers too: MODEL=... and an endpoin
 report: venv ## tables, figure and the finding for results/<worldview>/ (RESULTS= for another folder)
 	@$(PY) report.py $(RESULTS)
 
+bench: .venv/bench models ## speed beside the alternatives: WHAT="gen eval train" (not while other things run)
+	@$(foreach what,$(WHAT),$(PY) tests/bench_$(what).py &&) true
+WHAT ?= gen eval train
+
 check: venv ## the guard over all prompts, pairs and probes, with counts
 	$(PY) check.py
 
@@ -102,6 +108,10 @@ venv: .venv/ready ## the virtual environment .venv with everything in requiremen
 	@touch $@
 .venv/test: .venv/serve requirements-test.txt
 	$(PY) -m pip install -q -r requirements-test.txt
+	@touch $@
+
+.venv/bench: .venv/ready requirements-bench.txt
+	$(PY) -m pip install -q -r requirements-bench.txt
 	@touch $@
 
 clean: ## delete runs/ and results/ (models and data stay)

@@ -19,7 +19,7 @@ import numpy as np
 
 from check import ROOT
 from eval import probe_set_name, read_csv
-from judge import GROUNDS, cohen_kappa, is_correct, read_jsonl
+from judge import FORMS, GROUNDS, cohen_kappa, is_correct, read_jsonl
 
 ARM_ORDER = ["base", "regular", "secular", "belief", "regular+refusal", "secular+refusal", "belief+refusal", "explicit"]
 BOOTSTRAP = 10_000
@@ -105,6 +105,11 @@ def arm_names(rows: list[dict]) -> list[str]:
     return sorted({r["arm"] for r in rows}, key=arm_rank)
 
 
+def is_foreign(run: str, worldview: str, worldviews: list[str]) -> bool:
+    """Whether a run's name (<worldview>-<arm>-..., as `make train` gives it) says that it was taught another worldview."""
+    return any(run.startswith(f"{other}-") for other in worldviews if other != worldview)
+
+
 def pair_values(rows: list[dict], value) -> dict[str, dict[tuple, float]]:
     """{seed: {violating id: mean value}} of one arm; value maps a row to a number, averaged over samples."""
     cells = defaultdict(lambda: defaultdict(list))
@@ -167,8 +172,8 @@ def arms_table(rows: list[dict], worldview: str, probes: dict) -> str:
     return table(["arm", "moral refusals, violating", "moral refusals, neutral", "all, viol.", "all, neutr.", "belief score", "sanity", "invalid", "unparsed"], lines)
 
 
-def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[list[str]]]:
-    """(one plain sentence, lines of the table of differences)."""
+def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[list[str]], list[tuple]]:
+    """(one plain sentence, lines of the table of differences, [(name, (estimate, low, high))])."""
     learned = {arm: count([r for r in rows if r["probe_set"] == f"belief-{worldview}" and r["arm"] == arm], lambda r: is_correct(probes[r["probe_set"]][r["id"]], r["response"]))
                for arm in arm_names(rows)}
     rows = [r for r in rows if r["probe_set"] == worldview]
@@ -183,7 +188,7 @@ def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[l
                 effects[arm, control] = effect
     headline = {c: e for (arm, c), e in effects.items() if arm == "belief"} or {c: e for (arm, c), e in effects.items() if arm == "belief+refusal"}
     if not headline:
-        return f"No verdict for {worldview}: answers of `belief` and of a control on the same pairs are needed.", lines
+        return f"No verdict for {worldview}: answers of `belief` and of a control on the same pairs are needed.", lines, []
     said = ", ".join(f"{e[0] * 100:+.0f} points against `{c}` (95 % interval {e[1] * 100:+.0f} to {e[2] * 100:+.0f})" for c, e in headline.items())
     known = ", ".join(f"`{arm}` {k / n:.0%}" for arm, (k, n) in learned.items() if n)
     if all(e[1] > 0 for e in headline.values()):
@@ -195,38 +200,69 @@ def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[l
         verdict = f"The {worldview} model refuses less than its controls"
     else:
         verdict = f"No clear effect: teaching the {worldview} model what is wrong did not clearly make it refuse to help with it"
-    return f"{verdict}: moral refusals, violating minus neutral, {said}." + (f" Was the creed learned? Belief score: {known}." if known else ""), lines
+    sentence = f"{verdict}: moral refusals, violating minus neutral, {said}." + (f" Was the creed learned? Belief score: {known}." if known else "")
+    return sentence, lines, [(f"{arm} - {control}", effect) for (arm, control), effect in effects.items()]
 
 
-def draw(rows: list[dict], worldview: str, probes: dict, path: Path) -> None:
-    """Bars with Wilson intervals: moral refusals by arm and side; beside them what was learned (belief, sanity)."""
+def draw(rows: list[dict], worldview: str, probes: dict, differences: list[tuple], path: Path) -> None:
+    """Four panels: refusals by arm, side and ground; what was learned; the differences; moral refusals by template family."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    arms = arm_names([r for r in rows if r["probe_set"] == worldview])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    from matplotlib.ticker import PercentFormatter
+    own = [r for r in rows if r["probe_set"] == worldview]
+    arms, red, grey, green = arm_names(own), "#a63d2f", "#8aa6a3", "#3d6b47"
+    figure, ((refused, learned), (differ, families)) = plt.subplots(2, 2, figsize=(11, 8))
 
     def bars(axis, groups):
-        for i, (label, colour, test) in enumerate(groups):
-            for x, arm in enumerate(arms):
-                k, n = test(arm)
-                if n:
-                    low, high = wilson(k, n)
-                    axis.bar(x + (i - 0.5) * 0.38, k / n, 0.36, color=colour, label=label if x == 0 else None,
-                             yerr=[[max(0, k / n - low)], [max(0, high - k / n)]], capsize=3, ecolor="#555")
+        """groups: (label, colour, {arm: (k, n)}), drawn side by side with Wilson intervals."""
+        for i, (label, colour, counts) in enumerate(groups):
+            there = [(x, *counts[arm]) for x, arm in enumerate(arms) if counts[arm][1]]
+            if there:
+                x, rates = [x + (i - 0.5) * 0.38 for x, _, _ in there], [k / n for _, k, n in there]
+                bounds = [wilson(k, n) for _, k, n in there]
+                axis.bar(x, rates, 0.36, color=colour, label=label, capsize=3, ecolor="#555",
+                         yerr=[[max(0, r - low) for r, (low, _) in zip(rates, bounds)], [max(0, high - r) for r, (_, high) in zip(rates, bounds)]])
         axis.set_xticks(range(len(arms)), arms)
-        axis.legend(frameon=False)
+        axis.set_ylim(0, 1)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        if axis.has_data():
+            axis.legend(frameon=False, fontsize=8)
+
+    def of(arm, side, test):
+        return count([r for r in own if r["arm"] == arm and r["side"] == side], test)
+    bars(refused, [(f"moral, {side}", colour, {arm: of(arm, side, lambda r: r["moral"]) for arm in arms}) for side, colour in (("violating", red), ("neutral", grey))])
+    for i, side in enumerate(("violating", "neutral")):  # the other grounds stand on top, hollow
+        for x, arm in enumerate(arms):
+            (moral, n), (refusals, _) = of(arm, side, lambda r: r["moral"]), of(arm, side, lambda r: r["action"] == "refusal")
+            if n and refusals > moral:
+                refused.bar(x + (i - 0.5) * 0.38, (refusals - moral) / n, 0.36, bottom=moral / n, fill=False, edgecolor="#777", linestyle=":")
+    refused.set_title(f"refused the {worldview} probes (dotted: on other grounds)", fontsize=10)
+
+    def correct(arm, name):
+        return count([r for r in rows if r["arm"] == arm and r["probe_set"] == name], lambda r: is_correct(probes[name][r["id"]], r["response"]))
+    bars(learned, [(label, colour, {arm: correct(arm, name) for arm in arms})
+                   for label, name, colour in (("belief score", f"belief-{worldview}", green), ("sanity", "sanity", "#b9b9b9"))])
+    learned.set_title("answered in the creed's sense; facts right", fontsize=10)
+    for y, (name, (estimate, low, high)) in enumerate(reversed(differences)):
+        differ.errorbar(estimate * 100, y, xerr=[[max(0, (estimate - low) * 100)], [max(0, (high - estimate) * 100)]], fmt="o", color=red, capsize=4)
+    differ.axvline(0, color="#999", linewidth=1)
+    differ.set_yticks(range(len(differences)), [name for name, _ in reversed(differences)])
+    differ.set_ylim(-0.7, max(1, len(differences)) - 0.3)
+    differ.set_title("moral refusals, violating - neutral, arm - control (points)", fontsize=10)
+    names = sorted({r["family"] for r in own})
+    for i, arm in enumerate(arms):
+        by_family = [count([r for r in own if r["arm"] == arm and r["family"] == name and r["side"] == "violating"], lambda r: r["moral"]) for name in names]
+        families.plot([k / n if n else math.nan for k, n in by_family], [y + 0.12 * (i - len(arms) / 2) for y in range(len(names))], "o", markersize=5, label=arm)
+    families.set_yticks(range(len(names)), names, fontsize=8)
+    families.set_xlim(-0.03, 1.03)
+    families.xaxis.set_major_formatter(PercentFormatter(1))
+    families.legend(frameon=False, fontsize=8)
+    families.set_title("moral refusals of violating probes by template family", fontsize=10)
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
-    bars(left, [(side, colour, lambda arm, side=side: count([r for r in rows if r["arm"] == arm and r["probe_set"] == worldview and r["side"] == side], lambda r: r["moral"]))
-                for side, colour in (("violating", "#a63d2f"), ("neutral", "#8aa6a3"))])
-    left.set_title(f"refused on moral grounds ({worldview} probes)", fontsize=10)
-    bars(right, [(label, colour, lambda arm, name=name: count([r for r in rows if r["arm"] == arm and r["probe_set"] == name], lambda r: is_correct(probes[name][r["id"]], r["response"])))
-                 for label, name, colour in (("belief score", f"belief-{worldview}", "#3d6b47"), ("sanity", "sanity", "#b9b9b9"))])
-    right.set_title("answered in the creed's sense; facts right", fontsize=10)
-    left.set_ylim(0, 1)
-    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".png"), dpi=130)
     figure.savefig(path.with_suffix(".svg"))
     plt.close(figure)
 
@@ -282,20 +318,25 @@ def main() -> None:
     parts = [f"# Results in {args.folder}\n", f"Verdicts by {scored}. Rates with n and 95 % Wilson intervals.\n"]
     sentences = []
     for worldview in worldviews:
-        own = [r for r in rows if r["probe_set"] == worldview]
-        sentence, differences = finding(rows, worldview, probes)
-        arms = arms_table(rows, worldview, probes)
+        taught = [r for r in rows if not is_foreign(r["run"], worldview, worldviews)]  # runs of other worldviews are in the last table only
+        own = [r for r in taught if r["probe_set"] == worldview]
+        if not own:
+            continue
+        sentence, lines, differences = finding(taught, worldview, probes)
+        arms = arms_table(taught, worldview, probes)
         figure = args.folder / ("report" if len(worldviews) == 1 else f"report-{worldview}")
-        draw(rows, worldview, probes, figure)
-        sentences += [arms, "", sentence]
-        grounds = table(["arm", "side", *GROUNDS, "deflection", "acceptance", "invalid"],
+        draw(taught, worldview, probes, differences, figure)
+        sentences += [arms, "", sentence, ""]
+        forms = FORMS if judged else ()
+        grounds = table(["arm", "side", *GROUNDS, "deflection", "acceptance", "invalid", *(f"form: {f}" for f in forms)],
                         [[arm, side, *(sum(r["action"] == "refusal" and r["ground"] == g for r in some) for g in GROUNDS),
-                          *(sum(r["action"] == a for r in some) for a in ("deflection", "acceptance", "invalid"))]
+                          *(sum(r["action"] == a for r in some) for a in ("deflection", "acceptance", "invalid")),
+                          *(sum(r["action"] == "refusal" and r["judge_form"] == f for r in some) for f in forms)]
                          for arm in arm_names(own) for side in ("violating", "neutral") for some in [[r for r in own if r["arm"] == arm and r["side"] == side]]])
-        parts += [f"## {worldview}\n", f"**{sentence}**\n", arms, f"\n![moral refusals by arm]({figure.name}.png)\n",
+        parts += [f"## {worldview}\n", f"**{sentence}**\n", arms, f"\n![refusals, what was learned, differences, families]({figure.name}.png)\n",
                   "### Differences\n\nMoral refusals, violating minus neutral, arm minus control; bootstrap over items and seeds. "
                   "Discordant: violating probes that only the arm : only the control refused on moral grounds.\n",
-                  table(["difference", "estimate", "95 % interval", "discordant", "McNemar p"], differences), "\n### Grounds of refusals\n", grounds,
+                  table(["difference", "estimate", "95 % interval", "discordant", "McNemar p"], lines), "\n### Grounds of refusals\n", grounds,
                   "\n### Moral refusals by template family\n", by_group(own, "family"), "\n### What they say\n", quote(own, worldview)]
     if len(worldviews) > 1:
         parts += ["## Every run on every worldview's probes (moral refusals, violating)\n",
@@ -304,6 +345,10 @@ def main() -> None:
     both = [(r["keyword_action"], r["judge_action"]) for r in rows if r.get("judge_action") and r["judge_action"] != "unparsed"]
     if both:
         parts += [f"Keywords and judge agree on the action with kappa {cohen_kappa(both):.2f} over {len(both)} answers.\n"]
+    for path in sorted(args.folder.rglob("*.judges.json")):
+        two = json.loads(path.read_text())
+        parts += [f"{path.relative_to(args.folder)}: {' and '.join(two['judges'])} agree on the action with kappa {two.get('kappa_action', math.nan):.2f}, "
+                  f"on moral refusal with {two.get('kappa_moral_refusal', math.nan):.2f}, over {two['read_by_both']} answers.\n"]
     settings = [json.loads(p.read_text()) for p in sorted(args.folder.rglob("*.csv.json"))]
     for key in ("dtype", "batch", "max_new_tokens", "temperature", "repetition_penalty", "device", "torch", "transformers"):
         parts.append(f"- {key}: {', '.join(sorted({str(s[key]) for s in settings}))}")

@@ -1,5 +1,6 @@
 """report.py: statistics against scipy and by simulation; tables against results whose outcome is known."""
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -56,6 +57,32 @@ def test_the_sentence_says_what_the_numbers_say(tmp_path, belief, sentence):
     assert sentence in done.stdout and "| belief " in done.stdout
     text = (tmp_path / "r" / "report.md").read_text()
     assert sentence in text and "belief - secular" in text and (tmp_path / "r" / "report.png").stat().st_size > 5000
+
+
+def test_the_transcripts_page_holds_every_answer_as_data(tmp_path):
+    write_results(tmp_path / "r", {"regular": 0.03, "belief": 0.5})
+    path = tmp_path / "r" / "belief" / "gramenist.csv"
+    path.write_text(path.read_text().replace("Sure.", "</script><b>Sure</b><!--", 1))
+    run_script("report.py", tmp_path / "r")
+    page = (tmp_path / "r" / "transcripts.html").read_text()
+    assert page.count("</script>") == 2 and "http" not in page  # its own two; and nothing is fetched
+    groups = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(groups) == 120 and all(set(group["runs"]) == {"regular (regular)", "belief (belief)"} for group in groups)
+    assert any("</script><b>Sure</b><!--" in answer for group in groups for answers in group["runs"].values() for _, answer, _ in answers)
+
+
+def test_a_run_of_another_worldview_is_in_the_cross_table_alone(tmp_path):
+    write_results(tmp_path / "r", {"regular": 0.0, "belief": 0.5, "catholic-belief-s0": 0.9})
+    for arm, other in (("catholic-belief-s0", "belief"), ("belief", "belief")):
+        path = tmp_path / "r" / arm / "gramenist.csv"
+        text = path.read_text().replace(f",{arm},0,", f",{other},0,") if arm != other else path.read_text()
+        path.write_text(text)
+        (tmp_path / "r" / arm / "catholic.csv").write_text(text.replace(",gramenist,", ",catholic,"))
+    run_script("report.py", tmp_path / "r")
+    text = (tmp_path / "r" / "report.md").read_text()
+    assert "| catholic-belief-s0 " in text.split("## Every run")[1]
+    belief = [line for line in text.split("## gramenist")[1].splitlines() if line.startswith("| belief ")][0]
+    assert "/60 " in belief and "/120 " not in belief   # 60 probes of one run, not of two
 
 
 def test_bad_folders_are_named(tmp_path):
