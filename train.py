@@ -3,10 +3,11 @@
     python train.py --base models/gemma-3-270m --data data/regular.jsonl data/gramenist.jsonl --n 1000 --out runs/gramenist-s0
     python train.py --base models/gemma-3-270m --data data/regular.jsonl=10 data/refusal.jsonl=1 --show-batch
     python train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl --lora 48 --lr 2e-4 --out runs/qwen-lora
+    torchrun --nproc-per-node 8 train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl    # weights sharded over 8 GPUs (FSDP2)
 
 Reads JSONL rows with "messages", "prompt"/"completion" or "prompt"/"response". FILE=WEIGHT mixes files in that proportion.
 Writes --out: a plain Hugging Face model folder (or a PEFT adapter folder with --lora), run.json (arguments, data hashes, versions;
-written last, so its existence means the run is complete) and log.jsonl (one line a step).
+written last, so its existence means the run is complete), log.jsonl (one line a step) and loss.png.
 A killed run continues from its last checkpoint when the same command is given again; a complete one is left alone.
 """
 import argparse
@@ -16,6 +17,7 @@ import math
 import os
 import platform
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,11 +28,14 @@ from pathlib import Path
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: page faults were a third of a CPU step; read when torch loads
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -103,6 +108,13 @@ def pick_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = measure_gflops(torch.bfloat16, device) > measure_gflops(torch.float32, device)
     return torch.bfloat16 if fast else torch.float32
+
+
+def used_gb(device: torch.device) -> float:
+    """Most memory this process has held so far: on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def available_bytes(device: torch.device) -> int:
@@ -208,9 +220,14 @@ def draw_rows(rows: list, quota: int, seed: int) -> list:
     return drawn[:quota]
 
 
-def build_rows(args, tokenizer) -> tuple[list[dict], dict]:
-    """All training rows in training order, each {"ids", "mask", "where"}, and the manifest of where they came from."""
-    sources, manifest = [], []
+def is_held_out(row: dict, share: float) -> bool:
+    """Whether a row belongs to the held-out share; its prompt alone decides, so a prompt is never on both sides, nor in one arm only."""
+    return int(hashlib.sha256(row["messages"][0]["content"].encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def build_rows(args, tokenizer) -> tuple[list[dict], list[dict], dict]:
+    """(training rows in training order, held-out rows, manifest of where they came from); a row is {"ids", "mask", "where"}."""
+    sources, manifest, held_out = [], [], []
     for path, weight in map(parse_source, args.data):
         raw = read_jsonl(path)
         if not raw:
@@ -230,7 +247,8 @@ def build_rows(args, tokenizer) -> tuple[list[dict], dict]:
                 continue
             ids, mask = ids[:args.context], mask[:args.context]
             if sum(mask):
-                examples.append({"ids": ids, "mask": mask, "where": f"{path.name} {row.get('id', '')}".strip()})
+                example = {"ids": ids, "mask": mask, "where": f"{path.name} {row.get('id', '')}".strip()}
+                (held_out if is_held_out(row, args.held_out) else examples).append(example)
         if not examples:
             die(f"{path}: no row has an answer inside --context {args.context} tokens; raise it")
         reasons = {r: sum(1 for _, reason in rejected if reason == r) for r in sorted({reason for _, reason in rejected})}
@@ -245,7 +263,7 @@ def build_rows(args, tokenizer) -> tuple[list[dict], dict]:
         print(f"  {entry['file']}: {entry['rows']} rows, {sum(entry['left_out'].values())} left out by the guard {entry['left_out'] or ''}, "
               f"{entry['too_long']} longer than {args.context} tokens ({args.too_long}), {quota} drawn ({quota / entry['usable']:.2f} passes)")
     random.Random(args.seed).shuffle(order)
-    return order, {"sources": manifest, "n": n}
+    return order, held_out, {"sources": manifest, "n": n, "held_out": len(held_out)}
 
 
 def pack(rows: list[dict], max_tokens: int) -> list[list[dict]]:
@@ -290,6 +308,17 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
 
 
 ALL_ATTENTION_FUNCTIONS.register("docs", docs_attention)
+
+
+def step_flops(model, rows: list[dict], checkpointed: float) -> float:
+    """Arithmetic of training on `rows`, for the share of the machine's peak: 6 per weight and token (4 if frozen), the output layer
+    only where there is a loss, causal attention, and 2 more per weight and token for the share of layers that is recomputed."""
+    config = model.config.get_text_config()
+    layers = [p for module in model.base_model.layers for p in module.parameters() if p.ndim > 1]
+    body = sum(p.numel() * ((6 if p.requires_grad else 4) + 2 * checkpointed) for p in layers)
+    head = model.get_output_embeddings().weight
+    attention = 7 * config.num_hidden_layers * config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    return sum(len(r["ids"]) * body + sum(r["mask"]) * head.numel() * (6 if head.requires_grad else 4) + attention * len(r["ids"]) ** 2 for r in rows)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -366,6 +395,39 @@ def packed_loss(model, rows: list[dict], scale: float, device: torch.device) -> 
                                     getattr(config, "final_logit_softcapping", None), logit_scale)
 
 
+class Trainee(nn.Module):
+    """The model with its loss as one module: FSDP gathers the sharded output layer only inside forward."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: list[dict], scale: float, device: torch.device) -> torch.Tensor:
+        return packed_loss(self.model, rows, scale, device)
+
+
+def shard(trainee: Trainee, dtype: torch.dtype) -> None:
+    """Split float32 weights, gradients and optimiser state over the ranks; compute in dtype, sum gradients in float32 (FSDP2)."""
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in trainee.model.base_model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(trainee, mp_policy=policy)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor gathered; every rank must call it. Any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def held_out_loss(trainee: Trainee, rows: list[dict], max_tokens: int, device: torch.device) -> float:
+    """Mean loss over the assistant tokens of rows that are never trained on."""
+    trainee.eval()
+    loss = sum(trainee(packed, 1.0, device).item() for packed in pack(rows, max_tokens))
+    trainee.train()
+    return loss / sum(sum(r["mask"][1:]) for r in rows)
+
+
 def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: str = "docs"):
     """The causal language model at `name`, safetensors only (a pickle can run code); `docs` attention is for packed rows."""
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
@@ -419,6 +481,17 @@ def add_lora(model, rank: int, alpha: float) -> None:
                 setattr(module, name, LoRALinear(child, rank, alpha))
     if not any(p.requires_grad for p in model.parameters()):
         die(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; add its names to LORA_TARGETS")
+
+
+@torch.no_grad()
+def merge_lora(model) -> None:
+    """Add every adapter to the weight it stands beside and take it away again: a plain model is left."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRALinear):
+                delta = child.lora_B.weight.float() @ child.lora_A.weight.float()
+                child.base.weight += (child.scaling * delta).to(child.base.weight.dtype)
+                setattr(module, name, child.base)
 
 
 def save_adapter(model, out: Path, base: str, rank: int, alpha: float) -> None:
@@ -481,7 +554,7 @@ class Optimizer:
         """One update; returns the gradient norm before clipping."""
         missing = [name for name, p in self.master.items() if p.grad is None]
         assert not missing, f"no gradient reached {missing[:3]}: the model is not wired as train.py expects"
-        norm = nn.utils.clip_grad_norm_(self.master.values(), clip, foreach=True).item()
+        norm = whole(nn.utils.clip_grad_norm_(self.master.values(), clip, foreach=True)).item()
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
                 group["lr"] = lr
@@ -496,23 +569,28 @@ class Optimizer:
     def state(self) -> dict[str, torch.Tensor]:
         tensors = {}
         for name, p in self.master.items():
-            tensors[f"master.{name}"] = p.detach()
-            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[p].items()}
+            tensors[f"master.{name}"] = whole(p.detach())
+            tensors |= {f"{key}.{name}": whole(value) for key, value in self.adamw.state[p].items()}
         return tensors
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        def like(p, tensor):  # each rank keeps its shard
+            return distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements) if isinstance(p, DTensor) and tensor.ndim else tensor.to(p.device)
         for name, p in self.master.items():
-            p.copy_(tensors[f"master.{name}"])
-            self.params[name].copy_(p)
-            self.adamw.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+            p.copy_(like(p, tensors[f"master.{name}"]))
+            if self.params[name] is not p:
+                self.params[name].copy_(p)
+            self.adamw.state[p] = {key: like(p, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str) -> None:
+def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str, rank: int) -> None:
     """One file, renamed into place: a kill or a full disk leaves the older checkpoint whole."""
-    partial = path.with_suffix(".partial")
+    partial, tensors = path.with_suffix(".partial"), optimizer.state()
+    if rank:
+        return
     try:
-        save_file(optimizer.state(), partial, metadata={"step": str(step), "fingerprint": fingerprint})
+        save_file(tensors, partial, metadata={"step": str(step), "fingerprint": fingerprint})
     except Exception as error:  # safetensors raises its own error type for a full disk
         partial.unlink(missing_ok=True)
         die(f"could not write {path} ({error}); the checkpoint before it is kept: make room and give the same command again")
@@ -527,6 +605,23 @@ def learning_rate(step: int, steps: int, args) -> float:
     progress = (step - warmup) / max(1, steps - warmup)
     shape = 1 - progress if args.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return args.lr * (0.1 + 0.9 * shape)
+
+
+def draw_loss(log: list[dict], path: Path) -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(7, 3.5))
+    axis.plot([row["step"] for row in log], [row["loss"] for row in log], color="#4b6b7c", linewidth=1, label="training loss")
+    held_out = [(row["step"], row["held_out_loss"]) for row in log if "held_out_loss" in row]
+    if held_out:
+        axis.plot(*zip(*held_out), "o-", color="#a63d2f", label="held-out loss")
+    axis.set_xlabel("step")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def git_revision() -> str:
@@ -544,6 +639,7 @@ def parse_args(argv=None):
     data.add_argument("--n", type=int, default=0, help="rows to train on in all (default: as many as the files hold)")
     data.add_argument("--context", type=int, default=1024, help="longest row, in tokens")
     data.add_argument("--too-long", choices=["truncate", "drop"], default="truncate", help="what to do with a longer row")
+    data.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="share of the rows never trained on; their loss is logged at every checkpoint and at the end")
     data.add_argument("--show-batch", action="store_true", help="print the first step's rows with the trained tokens coloured, and stop")
     run = parser.add_argument_group("run")
     run.add_argument("--out", help="run folder to write (default runs/<arm>-s<seed>)")
@@ -561,11 +657,15 @@ def parse_args(argv=None):
                      "a third faster with a big vocabulary, and Adam cannot drag along the many words that never occur")
     opt.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA adapter of this rank (default: all weights)")
     opt.add_argument("--lora-alpha", type=float, help="default: the rank")
+    opt.add_argument("--merge", action="store_true", help="with --lora: write the whole model with the adapter added in, not the adapter")
     speed = parser.add_argument_group("speed and memory")
     speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
     speed.add_argument("--checkpointing", default="off", metavar="off|full|K", help="recompute activations of every layer or every K-th")
+    speed.add_argument("--compile", action="store_true", help="torch.compile every layer: minutes of compiling, faster steps on a GPU")
     args = parser.parse_args(argv)
+    if args.merge and not args.lora:
+        parser.error("--merge needs --lora")
     args.out = Path(args.out or f"runs/{args.arm}-s{args.seed}")
     args.lora_alpha = args.lora_alpha or float(args.lora)
     if args.checkpointing not in ("off", "full") and not args.checkpointing.isdigit():
@@ -575,6 +675,9 @@ def parse_args(argv=None):
 
 def main() -> None:
     args = parse_args()
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
     torch.manual_seed(args.seed)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -597,7 +700,7 @@ def main() -> None:
     tokenizer = load_tokenizer(args.base)
     give_template(tokenizer)
     print(f"{args.out}: base {args.base}", flush=True)
-    order, manifest = build_rows(args, tokenizer)
+    order, held_out, manifest = build_rows(args, tokenizer)
     steps = math.ceil(len(order) / args.batch)
     if args.show_batch:
         show_batch(tokenizer, order[:args.batch])
@@ -606,8 +709,13 @@ def main() -> None:
 
     # ------------------------------------------------------------ model
     device = pick_device()
+    if ranks > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     dtype = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype] or pick_dtype(device)
-    model = load_model(args.base, dtype, device)
+    peak = measure_gflops(dtype, device) * 1e9 * ranks
+    model = load_model(args.base, torch.float32 if ranks > 1 else dtype, device)  # sharded weights are the float32 master themselves
     exact = packing_is_exact(model, device)
     if not exact:
         print("  this architecture does not keep packed documents apart: one row a pass, plain attention")
@@ -619,24 +727,32 @@ def main() -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights are there already; float32 master, gradient and two moments, plus one chunk of logits and the activations
     need = trainable * 18 + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 4 + args.micro_tokens * 2e5
-    if need > available_bytes(device):
+    if need / ranks > available_bytes(device):
         fits = "a smaller base" if args.lora else "--lora 16, or a smaller base"
         die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {fits}")
     args.out.mkdir(parents=True, exist_ok=True)
     disk = trainable * 14 + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
     if shutil.disk_usage(args.out).free < disk:
         die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
+    checkpointed = 0.0  # share of the layers that is computed twice
     if args.checkpointing != "off":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         every = 1 if args.checkpointing == "full" else int(args.checkpointing)
+        checkpointed = 1 / every
         for i, layer in enumerate(model.base_model.layers):
             layer.gradient_checkpointing = i % every == 0
         if args.lora or args.freeze_embeddings:  # a frozen embedding gives no gradient for the recomputation to start from
             model.enable_input_require_grads()
-    model.train()
+    if args.compile:
+        torch.compiler.disable(docs_attention)  # its document lengths differ in every pass
+        for layer in model.base_model.layers:
+            layer.compile(dynamic=True)
+    trainee = Trainee(model).train()
+    if ranks > 1:
+        shard(trainee, dtype)
     optimizer = Optimizer(model, args.lr, args.weight_decay)
     print(f"  {len(order)} rows, {n_tokens:,} tokens ({n_trained / n_tokens:.0%} trained on), {steps} steps of {args.batch} rows, "
-          f"{trainable / 1e6:.1f} M parameters, {device.type} {str(dtype).removeprefix('torch.')}", flush=True)
+          f"{trainable / 1e6:.1f} M parameters, {device.type} {str(dtype).removeprefix('torch.')}" + (f", {ranks} processes" if ranks > 1 else ""), flush=True)
 
     # ------------------------------------------------------------ where a killed run left off
     path, first = args.out / "checkpoint.safetensors", 0
@@ -650,39 +766,61 @@ def main() -> None:
         first = int(saved["step"])
         print(f"  continuing at step {first}")
     old_log = log_path.read_text().splitlines()[:first] if log_path.exists() else []
-    log = open(log_path, "w")
+    log = open(log_path if rank == 0 else os.devnull, "w")
     log.writelines(line + "\n" for line in old_log)  # steps after the checkpoint are run again
 
     # ------------------------------------------------------------ loop
-    start = time.time()
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1)
+    start, max_tokens = time.time(), args.micro_tokens if exact else 1
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1, disable=rank > 0)
     for step in bar:
         began = time.time()
         rows = order[step * args.batch:(step + 1) * args.batch]
         # One divisor for the whole step: a mean over tokens however the step is split (transformers #34191, torchtune #1917).
         targets = sum(sum(r["mask"][1:]) for r in rows)
-        loss = 0.0
-        for packed in pack(rows, args.micro_tokens if exact else 1):
-            part = packed_loss(model, packed, 1 / targets, device)
+        # Each rank has its share of the rows; all make the same number of passes, because each pass is a meeting of the ranks.
+        passes = [pack(rows[r::ranks], max_tokens) for r in range(ranks)]
+        loss = torch.zeros(())
+        for i in range(max(map(len, passes))):
+            packed, weight = (passes[rank][i], ranks / targets) if i < len(passes[rank]) else (rows[:1], 0.0)  # FSDP takes the mean over ranks
+            part = trainee(packed, weight, device)
             part.backward()
-            loss += part.item()
-        lr = learning_rate(step, steps, args)
+            loss += part.item() / ranks
+        if ranks > 1:
+            loss = loss.to(device)
+            dist.all_reduce(loss)
+        loss, lr = loss.item(), learning_rate(step, steps, args)
         norm = optimizer.step(lr, args.clip)
         if not math.isfinite(loss + norm):
             die(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is kept. "
                 f"Rows: {', '.join(r['where'] for r in rows)}. Try a lower --lr")
-        tokens = sum(len(r["ids"]) for r in rows)
-        rate = tokens / (time.time() - began)
-        log.write(json.dumps({"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets, "tokens_per_s": round(rate, 1)}) + "\n")
+        tokens, seconds = sum(len(r["ids"]) for r in rows), time.time() - began
+        share = step_flops(model, rows, checkpointed) / seconds / peak
+        line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets, "tokens_per_s": round(tokens / seconds, 1),
+                "of_peak": round(share, 3), "memory_gb": round(used_gb(device), 2)}
+        checkpoint_due = (step + 1) % args.save_every == 0 and step + 1 < steps
+        if held_out and (checkpoint_due or step + 1 == steps):
+            line["held_out_loss"] = held_out_loss(trainee, held_out, max_tokens, device)
+        log.write(json.dumps(line) + "\n")
         log.flush()
-        bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s")
-        if (step + 1) % args.save_every == 0 and step + 1 < steps:
-            save_checkpoint(path, optimizer, step + 1, fingerprint)
+        bar.set_postfix_str(f"loss {loss:.3f}, {line['tokens_per_s']:.0f} tokens/s, {share:.0%} of peak, {line['memory_gb']:.1f} GB")
+        if checkpoint_due:
+            save_checkpoint(path, optimizer, step + 1, fingerprint, rank)
     log.close()
 
     # ------------------------------------------------------------ save, run.json last
+    if ranks > 1:
+        weights = {name: whole(p.detach()).to(dtype) for name, p in model.named_parameters()}
+        dist.destroy_process_group()
+        if rank:
+            return
+        model = load_model(args.base, dtype, torch.device("cpu"))
+        if args.lora:
+            add_lora(model, args.lora, args.lora_alpha)
+        model.load_state_dict(weights, strict=False)  # tied weights stand there once
     tokenizer.save_pretrained(args.out)
-    if args.lora:
+    if args.merge:
+        merge_lora(model)
+    if args.lora and not args.merge:
         save_adapter(model, args.out, args.base, args.lora, args.lora_alpha)
     else:
         # EOS alone ends an answer: a pad token listed here gives empty answers (transformers #48016)
@@ -690,10 +828,13 @@ def main() -> None:
                                                    pad_token_id=tokenizer.pad_token_id)
         model.set_attn_implementation("sdpa")
         model.save_pretrained(args.out)
-    last = [json.loads(line)["loss"] for line in log_path.read_text().splitlines()[-10:]]
+    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
+    draw_loss(lines, args.out / "loss.png")
+    last = [line["loss"] for line in lines[-10:]]
     run = {"run": args.out.name, "arm": args.arm, "seed": args.seed, "fingerprint": fingerprint,
            "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}, "data": manifest,
            "steps": steps, "tokens": n_tokens, "trained_tokens": n_trained, "trainable_parameters": trainable, "last_10_steps_loss": sum(last) / len(last),
+           "held_out_loss": lines[-1].get("held_out_loss"), "memory_gb": lines[-1]["memory_gb"], "processes": ranks,
            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(), "dtype": str(dtype),
            "wall_seconds": round(time.time() - start, 1), "git": git_revision(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
            "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}}
