@@ -2,6 +2,7 @@
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,59 @@ def test_checkpointing_changes_no_number(tmp_path, tiny):
         run_script(*train_command(tiny, data, tmp_path / name, *more))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("off", "full", "every")]
     assert all(torch.allclose(weights[0][key], other[key], atol=1e-6) for other in weights[1:] for key in other)
+
+
+def losses_of(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("more", [[], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing", "full"]])
+def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
+    """FSDP2 over gloo, with a last step of fewer rows than processes; killed after a checkpoint it goes on as well."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(21))
+    run_script(*train_command(tiny, data, tmp_path / "one", *more))
+    two = ["-m", "torch.distributed.run", "--nproc-per-node", 2, *train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)]
+    run_script(*two, OMP_NUM_THREADS="1")
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4) and len(losses_of(tmp_path / "two")) == 6
+    one, other = (load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("one", "two"))
+    assert one.keys() == other.keys() and all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
+
+
+def test_a_merged_adapter_is_the_same_model(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    run_script(*train_command(tiny, data, tmp_path / "adapter", "--lora", "4"))
+    run_script(*train_command(tiny, data, tmp_path / "merged", "--lora", "4", "--merge"))
+    adapter, merged = (train.load_run(str(tmp_path / name), torch.float32, CPU)[0] for name in ("adapter", "merged"))
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    with torch.no_grad():
+        assert (adapter(ids).logits - merged(ids).logits).abs().max() < 1e-5
+    assert (tmp_path / "merged" / "model.safetensors").exists() and not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(60))
+    run_script(*train_command(tiny, data, tmp_path / "run", "--held-out", "0.2", "--save-every", "5"))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 4 <= run["data"]["held_out"] <= 22 and run["data"]["held_out"] + run["data"]["n"] == 60
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert logged[4]["held_out_loss"] > logged[-1]["held_out_loss"] == run["held_out_loss"] and "held_out_loss" not in logged[0]
+    model, tokenizer = train.load_run(str(tmp_path / "run"), torch.float32, CPU)
+    held = [row for row in map(json.loads, data.read_text().splitlines()) if train.is_held_out(row, 0.2)]
+    total, n = 0.0, 0
+    for row in held:  # the plain way: one row at a time through the model's own forward
+        ids, mask = train.render_example(tokenizer, row["messages"])
+        logits = model(torch.tensor([ids])).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none") * torch.tensor(mask[1:])
+        total, n = total + losses.sum().item(), n + sum(mask[1:])
+    assert total / n == pytest.approx(run["held_out_loss"], abs=1e-4) and (tmp_path / "run" / "loss.png").stat().st_size > 2000
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_train_alike(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(12))
+    run_script(*train_command(tiny, data, tmp_path / "plain"))
+    run_script(*train_command(tiny, data, tmp_path / "compiled", "--compile"))
+    assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), abs=1e-4)
 
 
 # ---------------------------------------------------------------- bad input
