@@ -538,14 +538,17 @@ class Optimizer:
         vectors = [p for p in self.master.values() if p.ndim <= 1]
         self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
                                        lr=lr, betas=(0.9, 0.95), fused=True)
+        self.kept, self.started = {}, set()  # gradient memory of each master weight; those that have one in this step
         for name, p in self.params.items():
             if self.master[name] is not p:
+                self.kept[self.master[name]] = torch.empty_like(self.master[name])
                 p.register_post_accumulate_grad_hook(lambda p, master=self.master[name]: self.accumulate(p, master))
 
-    @staticmethod
-    def accumulate(p, master):
-        if master.grad is None:
-            master.grad = p.grad.float()
+    def accumulate(self, p, master):
+        """Add a pass's gradient to the master's, in memory that is kept: fresh pages cost more than the sum."""
+        if master not in self.started:
+            master.grad = self.kept[master].copy_(p.grad)
+            self.started.add(master)
         else:
             master.grad += p.grad
         p.grad = None
@@ -564,6 +567,7 @@ class Optimizer:
                     if self.master[name] is not p:
                         p.copy_(self.master[name])
         self.adamw.zero_grad(set_to_none=True)
+        self.started.clear()
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
