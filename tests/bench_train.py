@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 BATCH, WARM_UP, STEPS = 8, 2, 4   # rows a step, steps not timed, steps timed
-CONTENDERS = {"train.py": None, "TRL default": {}, "TRL padding-free": {"padding_free": True}, "TRL packing": {"packing": True, "packing_strategy": "bfd"}}
+CONTENDERS = {"train.py": None, "TRL default": {}, "TRL padding-free": {"padding_free": True, "max_length": None}, "TRL packing": {"packing": True, "packing_strategy": "bfd"}}
 
 
 def rows_in_order(base: str) -> list[dict]:
@@ -67,9 +67,9 @@ def run_trl(base: str, out: Path, more: dict) -> dict:
             if not cpu:
                 torch.cuda.synchronize()
             self.times.append(time.time())
-    config = SFTConfig(output_dir=str(out), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=1e-5, max_length=1024, logging_steps=1,
+    config = SFTConfig(output_dir=str(out), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=1e-5, logging_steps=1,
                        report_to="none", save_strategy="no", use_cpu=cpu, gradient_checkpointing=False, max_grad_norm=1.0, weight_decay=0.01, disable_tqdm=True,
-                       completion_only_loss=True, **more)
+                       completion_only_loss=True, **{"max_length": 1024, **more})
     data = Dataset.from_dict({"input_ids": [r["ids"] for r in rows], "completion_mask": [r["mask"] for r in rows]})
     trainer = InOrder(model=model, args=config, train_dataset=data, processing_class=train.load_tokenizer(base), callbacks=[Clock])
     trainer.train()
