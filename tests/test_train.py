@@ -156,17 +156,35 @@ def test_small_updates_survive_bf16(tmp_path):
     assert torch.cosine_similarity(*moved.values(), dim=0) > 0.9
 
 
+def test_small_updates_survive_stochastic_rounding(tmp_path):
+    """At lr 1e-6 nearest rounding moves no bf16 weight at all; rounded at random they move, on average, as float32 ones do."""
+    make_tokenizer(tmp_path / "m")
+    make_model(tmp_path / "m")
+    rows, moved = [{"ids": [1, *range(5, 40)], "mask": [0] * 10 + [1] * 26}], {}
+    for dtype, kind in ((torch.bfloat16, train.LeanOptimizer), (torch.float32, train.Optimizer)):
+        model = train.load_model(str(tmp_path / "m"), torch.bfloat16, CPU).to(dtype).train()  # the same rounded weights in both
+        optimizer = kind(model, 1e-6, 0.0)
+        before = {name: p.detach().float().clone() for name, p in optimizer.params.items()}
+        for _ in range(30):
+            train.packed_loss(model, rows, 1 / 26, CPU).backward()
+            optimizer.step(1e-6, 1.0)
+        moved[dtype] = torch.cat([(p.detach().float() - before[name]).flatten() for name, p in optimizer.params.items()])
+    lean, exact = moved[torch.bfloat16], moved[torch.float32]
+    assert 0.85 < (lean @ exact / (exact @ exact)).item() < 1.15
+
+
 # ---------------------------------------------------------------- whole runs
 
 def train_command(tiny, data, out, *more):
     return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
 
 
-def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
+@pytest.mark.parametrize("more", [[], ["--states", "bf16"]])
+def test_a_killed_run_resumes_bit_equal(tmp_path, tiny, more):
     """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
-    data = write_jsonl(tmp_path / "data.jsonl", random_rows(120))
-    run_script(*train_command(tiny, data, tmp_path / "whole", "--save-every", "3"))
-    process = subprocess.Popen([sys.executable, *map(str, train_command(tiny, data, tmp_path / "broken", "--save-every", "3"))], cwd=ROOT,
+    data, more = write_jsonl(tmp_path / "data.jsonl", random_rows(120)), ["--save-every", "3", *more]
+    run_script(*train_command(tiny, data, tmp_path / "whole", *more))
+    process = subprocess.Popen([sys.executable, *map(str, train_command(tiny, data, tmp_path / "broken", *more))], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
     for _ in range(6000):
@@ -176,7 +194,7 @@ def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
     process.send_signal(signal.SIGKILL)
     process.wait()
     if not (tmp_path / "broken" / "run.json").exists():  # it may have been quicker than the signal
-        assert "continuing at step" in run_script(*train_command(tiny, data, tmp_path / "broken", "--save-every", "3")).stdout
+        assert "continuing at step" in run_script(*train_command(tiny, data, tmp_path / "broken", *more)).stdout
     whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
     losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "broken")]
