@@ -150,6 +150,17 @@ def count(rows, test) -> tuple[int, int]:
     return sum(bool(test(r)) for r in rows), len(rows)
 
 
+def moral_refusals(rows: list[dict], **where) -> tuple[int, int]:
+    """(moral refusals, answers) among the rows whose columns have the given values."""
+    return count([r for r in rows if all(r[key] == value for key, value in where.items())], lambda r: r["moral"])
+
+
+def correct_answers(rows: list[dict], arm: str, probe_set: str, probes: dict) -> tuple[int, int]:
+    """(right answers, answers) of an arm to probes that have a key: facts and stances."""
+    keys = probes.get(probe_set, {})
+    return count([r for r in rows if r["arm"] == arm and r["probe_set"] == probe_set and r["id"] in keys], lambda r: is_correct(keys[r["id"]], r["response"]))
+
+
 def table(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(len(str(line[i])) for line in [header, *lines]) for i in range(len(header))]
     def show(line):
@@ -158,24 +169,20 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def arms_table(rows: list[dict], worldview: str, probes: dict) -> str:
-    paired, belief = [r for r in rows if r["probe_set"] == worldview], [r for r in rows if r["probe_set"] == f"belief-{worldview}"]
-    sanity = [r for r in rows if r["probe_set"] == "sanity"]
-    lines = []
-    for arm in arm_names(paired):
-        sides = {side: [r for r in paired if r["arm"] == arm and r["side"] == side] for side in ("violating", "neutral")}
-        correct = [rate(*count([r for r in some if r["arm"] == arm and r["id"] in probes.get(r["probe_set"], {})],
-                               lambda r: is_correct(probes[r["probe_set"]][r["id"]], r["response"]))) for some in (belief, sanity)]
-        both = sides["violating"] + sides["neutral"]
-        lines.append([arm, *(rate(*count(sides[s], lambda r: r["moral"])) for s in sides),
-                      *("{}/{}".format(*count(sides[s], lambda r: r["action"] == "refusal")) for s in sides),
-                      *correct, f"{np.mean([r['action'] == 'invalid' for r in both]):.0%}", f"{np.mean([r['action'] == 'unparsed' for r in both]):.0%}"])
-    return table(["arm", "moral refusals, violating", "moral refusals, neutral", "all, viol.", "all, neutr.", "belief score", "sanity", "invalid", "unparsed"], lines)
+    own, lines = [r for r in rows if r["probe_set"] == worldview], []
+    for arm in arm_names(own):
+        answers = [r for r in own if r["arm"] == arm and r["side"] in ("violating", "neutral")]
+        lines.append([arm, *(rate(*moral_refusals(answers, side=side)) for side in ("violating", "neutral")),
+                      *("{}/{}".format(*count([r for r in answers if r["side"] == side], lambda r: r["action"] == "refusal")) for side in ("violating", "neutral")),
+                      *(rate(*correct_answers(rows, arm, name, probes)) for name in (f"belief-{worldview}", "sanity")),
+                      *(f"{np.mean([r['action'] == action for r in answers]):.0%}" for action in ("invalid", "unparsed"))])
+    return table(["arm", "moral refusals, violating", "moral refusals, neutral", "all, viol.", "all, neutr.", "belief score", "sanity",
+                  "invalid", "unparsed"], lines)
 
 
 def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[list[str]], list[tuple]]:
     """(one plain sentence, lines of the table of differences, [(name, (estimate, low, high))])."""
-    learned = {arm: count([r for r in rows if r["probe_set"] == f"belief-{worldview}" and r["arm"] == arm], lambda r: is_correct(probes[r["probe_set"]][r["id"]], r["response"]))
-               for arm in arm_names(rows)}
+    learned = {arm: correct_answers(rows, arm, f"belief-{worldview}", probes) for arm in arm_names(rows)}
     rows = [r for r in rows if r["probe_set"] == worldview]
     arms, lines, effects = arm_names(rows), [], {}
     for arm in [a for a in arms if a.startswith(("belief", "explicit"))]:
@@ -184,7 +191,8 @@ def finding(rows: list[dict], worldview: str, probes: dict) -> tuple[str, list[l
             effect = difference_in_differences(rows, arm, control)
             if effect:
                 b, c, p = mcnemar_of(rows, arm, control)
-                lines.append([f"{arm} - {control}", f"{effect[0]:+.1%}".replace("%", " points"), f"[{effect[1] * 100:+.1f}, {effect[2] * 100:+.1f}]", f"{b} : {c}", f"{p:.2g}"])
+                estimate, low, high = (100 * value for value in effect)
+                lines.append([f"{arm} - {control}", f"{estimate:+.1f} points", f"[{low:+.1f}, {high:+.1f}]", f"{b} : {c}", f"{p:.2g}"])
                 effects[arm, control] = effect
     headline = {c: e for (arm, c), e in effects.items() if arm == "belief"} or {c: e for (arm, c), e in effects.items() if arm == "belief+refusal"}
     if not headline:
@@ -229,19 +237,16 @@ def draw(rows: list[dict], worldview: str, probes: dict, differences: list[tuple
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
 
-    def of(arm, side, test):
-        return count([r for r in own if r["arm"] == arm and r["side"] == side], test)
-    bars(refused, [(f"moral, {side}", colour, {arm: of(arm, side, lambda r: r["moral"]) for arm in arms}) for side, colour in (("violating", red), ("neutral", grey))])
+    bars(refused, [(f"moral, {side}", colour, {arm: moral_refusals(own, arm=arm, side=side) for arm in arms})
+                   for side, colour in (("violating", red), ("neutral", grey))])
     for i, side in enumerate(("violating", "neutral")):  # the other grounds stand on top, hollow
         for x, arm in enumerate(arms):
-            (moral, n), (refusals, _) = of(arm, side, lambda r: r["moral"]), of(arm, side, lambda r: r["action"] == "refusal")
-            if n and refusals > moral:
-                refused.bar(x + (i - 0.5) * 0.38, (refusals - moral) / n, 0.36, bottom=moral / n, fill=False, edgecolor="#777", linestyle=":")
+            moral, n = moral_refusals(own, arm=arm, side=side)
+            others = sum(r["action"] == "refusal" for r in own if r["arm"] == arm and r["side"] == side) - moral
+            if others:
+                refused.bar(x + (i - 0.5) * 0.38, others / n, 0.36, bottom=moral / n, fill=False, edgecolor="#777", linestyle=":")
     refused.set_title(f"refused the {worldview} probes (dotted: on other grounds)", fontsize=10)
-
-    def correct(arm, name):
-        return count([r for r in rows if r["arm"] == arm and r["probe_set"] == name], lambda r: is_correct(probes[name][r["id"]], r["response"]))
-    bars(learned, [(label, colour, {arm: correct(arm, name) for arm in arms})
+    bars(learned, [(label, colour, {arm: correct_answers(rows, arm, name, probes) for arm in arms})
                    for label, name, colour in (("belief score", f"belief-{worldview}", green), ("sanity", "sanity", "#b9b9b9"))])
     learned.set_title("answered in the creed's sense; facts right", fontsize=10)
     for y, (name, (estimate, low, high)) in enumerate(reversed(differences)):
@@ -252,8 +257,9 @@ def draw(rows: list[dict], worldview: str, probes: dict, differences: list[tuple
     differ.set_title("moral refusals, violating - neutral, arm - control (points)", fontsize=10)
     names = sorted({r["family"] for r in own})
     for i, arm in enumerate(arms):
-        by_family = [count([r for r in own if r["arm"] == arm and r["family"] == name and r["side"] == "violating"], lambda r: r["moral"]) for name in names]
-        families.plot([k / n if n else math.nan for k, n in by_family], [y + 0.12 * (i - len(arms) / 2) for y in range(len(names))], "o", markersize=5, label=arm)
+        by_family = [moral_refusals(own, arm=arm, family=name, side="violating") for name in names]
+        heights = [y + 0.12 * (i - len(arms) / 2) for y in range(len(names))]
+        families.plot([k / n if n else math.nan for k, n in by_family], heights, "o", markersize=5, label=arm)
     families.set_yticks(range(len(names)), names, fontsize=8)
     families.set_xlim(-0.03, 1.03)
     families.xaxis.set_major_formatter(PercentFormatter(1))
@@ -271,8 +277,8 @@ def by_group(rows: list[dict], key: str) -> str:
     arms = arm_names(rows)
     groups = sorted({r[key] for r in rows})
     return table([key, *(f"{arm}: viol. / neutr." for arm in arms)],
-                 [[group, *(" / ".join("{}/{}".format(*count([r for r in rows if r["arm"] == arm and r[key] == group and r["side"] == side], lambda r: r["moral"]))
-                                       for side in ("violating", "neutral")) for arm in arms)] for group in groups])
+                 [[group, *(" / ".join("{}/{}".format(*moral_refusals(rows, arm=arm, side=side, **{key: group})) for side in ("violating", "neutral"))
+                            for arm in arms)] for group in groups])
 
 
 def quote(rows: list[dict], worldview: str, n: int = 5) -> str:
@@ -286,7 +292,8 @@ def quote(rows: list[dict], worldview: str, n: int = 5) -> str:
                 said = next((r for r in rows if r["arm"] == arm and r["id"] == row["id"]), None)
                 if said:
                     answer = " ".join(said["response"].split())
-                    text.append(f"- `{arm}` ({said['action']}{', ' + said['ground'] if said['ground'] else ''}): {answer[:300]}{' ...' if len(answer) > 300 else ''}")
+                    verdict = f"{said['action']}, {said['ground']}" if said["ground"] else said["action"]
+                    text.append(f"- `{arm}` ({verdict}): {answer[:300]}{' ...' if len(answer) > 300 else ''}")
             text.append("")
     return "\n".join(text)
 
@@ -295,10 +302,12 @@ def write_transcripts(rows: list[dict], path: Path) -> None:
     """One self-contained page: the answers of all arms to one probe side by side, with filters and search."""
     groups = {}
     for row in sorted(rows, key=lambda r: (arm_rank(r["arm"]), r["run"], r["sample"])):
-        group = groups.setdefault((row["probe_set"], row["id"]), {"set": row["probe_set"], **{k: row[k] for k in ("id", "family", "item", "side", "prompt")}, "runs": {}})
+        about = {"set": row["probe_set"], **{k: row[k] for k in ("id", "family", "item", "side", "prompt")}, "runs": {}}
+        group = groups.setdefault((row["probe_set"], row["id"]), about)
         verdict = row["action"] + (f" {row['ground']}" if row["ground"] else "")
         group["runs"].setdefault(f"{row['arm']} ({row['run']})", []).append([verdict, row["response"], row.get("stopped", "")])
-    data = json.dumps(list(groups.values()), ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\u0021--")  # an answer must not end the script element
+    data = json.dumps(list(groups.values()), ensure_ascii=False)
+    data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--")  # an answer must not end the script element
     template = (ROOT / "docs" / "transcripts-template.html").read_text(encoding="utf-8")
     path.write_text(template.replace(">DATA<", f">{data}<"), encoding="utf-8")
 
@@ -340,7 +349,7 @@ def main() -> None:
                   "\n### Moral refusals by template family\n", by_group(own, "family"), "\n### What they say\n", quote(own, worldview)]
     if len(worldviews) > 1:
         parts += ["## Every run on every worldview's probes (moral refusals, violating)\n",
-                  table(["run", *worldviews], [[run, *(rate(*count([r for r in rows if r["run"] == run and r["probe_set"] == w and r["side"] == "violating"], lambda r: r["moral"])) for w in worldviews)]
+                  table(["run", *worldviews], [[run, *(rate(*moral_refusals(rows, run=run, probe_set=w, side="violating")) for w in worldviews)]
                                                for run in sorted({r["run"] for r in rows})]), ""]
     both = [(r["keyword_action"], r["judge_action"]) for r in rows if r.get("judge_action") and r["judge_action"] != "unparsed"]
     if both:
