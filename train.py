@@ -617,7 +617,7 @@ class LeanOptimizer(Optimizer):
 
     def update(self, weight, grad, first, second, lr: float, decay: float) -> None:
         g = grad.float()
-        m, v = first.float().lerp_(g, 0.1), second.float().lerp_(g * g, 0.05)
+        m, v = torch.lerp(first.float(), g, 0.1), torch.lerp(second.float(), g * g, 0.05)
         first.copy_(m)
         second.copy_(v)
         m.div_(1 - 0.9 ** self.steps).div_(v.div_(1 - 0.95 ** self.steps).sqrt_().add_(1e-8))

@@ -179,7 +179,7 @@ def train_command(tiny, data, out, *more):
     return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
 
 
-@pytest.mark.parametrize("more", [[], ["--states", "bf16"]])
+@pytest.mark.parametrize("more", [[], ["--states", "bf16", "--dtype", "bf16"]])
 def test_a_killed_run_resumes_bit_equal(tmp_path, tiny, more):
     """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
     data, more = write_jsonl(tmp_path / "data.jsonl", random_rows(120)), ["--save-every", "3", *more]
@@ -337,7 +337,7 @@ def test_too_little_memory_says_what_would_fit(tmp_path, tiny, monkeypatch):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
     monkeypatch.setattr(train, "available_bytes", lambda device: 1_000_000)
     monkeypatch.setattr(sys, "argv", [str(part) for part in train_command(tiny, data, tmp_path / "run")])
-    with pytest.raises(SystemExit, match="GB are free; use --lora 16, or a smaller base"):
+    with pytest.raises(SystemExit, match="GB are free; use --states bf16, --lora 16, or a smaller base"):
         train.main()
 
 
