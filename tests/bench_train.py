@@ -67,7 +67,7 @@ def run_trl(base: str, out: Path, more: dict) -> dict:
             if not cpu:
                 torch.cuda.synchronize()
             self.times.append(time.time())
-    config = SFTConfig(output_dir=str(out), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=1e-5, logging_steps=1,
+    config = SFTConfig(output_dir=str(out), per_device_train_batch_size=1 if more.get("packing") else BATCH, num_train_epochs=1, learning_rate=1e-5, logging_steps=1,
                        report_to="none", save_strategy="no", use_cpu=cpu, gradient_checkpointing=False, max_grad_norm=1.0, weight_decay=0.01, disable_tqdm=True,
                        completion_only_loss=True, **{"max_length": 1024, **more})
     data = Dataset.from_dict({"input_ids": [r["ids"] for r in rows], "completion_mask": [r["mask"] for r in rows]})
