@@ -164,20 +164,13 @@ class Client:
             die(f"--base-url {base_url!r} is not an http(s) address")
         if parts.scheme == "http" and parts.hostname not in ("localhost", "::1") and not parts.hostname.startswith("127."):
             print(f"warning: {parts.hostname} over plain http: key and prompts travel unencrypted", file=sys.stderr)
-        # One adapter (connection pool) and one set of settings for all calls: a Session would look them up and merge them each time.
-        session = requests.Session()
-        self.settings = dict(session.merge_environment_settings(self.url, {}, True, None, None))  # proxies, certificates
-        self.url = session.prepare_request(requests.Request("POST", self.url)).url
-        self.adapter = requests.adapters.HTTPAdapter(pool_maxsize=workers)
-        self.headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": f"python-requests/{requests.__version__}",
-                        **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-
-    def post(self, payload: bytes):
-        """A response whose body is not read yet. Redirects are not followed: the key must not travel on."""
-        request = requests.PreparedRequest()
-        request.method, request.url, request.body, request.hooks = "POST", self.url, payload, {}
-        request.headers = {**self.headers, "Content-Length": str(len(payload))}
-        return self.adapter.send(request, timeout=self.timeout, **self.settings)
+        self.session = requests.Session()
+        self.session.mount(f"{parts.scheme}://", requests.adapters.HTTPAdapter(pool_maxsize=workers))
+        # What requests would look up in the environment for every single call is looked up once.
+        settings = self.session.merge_environment_settings(self.url, {}, None, None, None)
+        self.session.proxies, self.session.verify, self.session.trust_env = settings["proxies"], settings["verify"], False
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        self.request = self.session.prepare_request(requests.Request("POST", self.url, headers=headers))  # copied, not built, for each call
 
     def hide_key(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
@@ -217,7 +210,10 @@ class Client:
                 time.sleep(random.uniform(0, min(LONGEST_WAIT / 10, 2 ** (attempt - 1))))  # exponential, full jitter
             self.wait_for_turn(sent + params.get("max_tokens", 500))
             try:
-                with self.post(payload) as response:
+                request = self.request.copy()
+                request.prepare_body(payload, None)
+                with self.session.send(request, timeout=self.timeout, stream=True, allow_redirects=False,
+                                       proxies=self.session.proxies, verify=self.session.verify) as response:
                     body = self.read_body(response, time.monotonic() + self.timeout)
                 if response.status_code == 200:
                     return self.parse(json.loads(body), sent)
