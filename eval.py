@@ -266,6 +266,7 @@ def main() -> None:
         shared = [jobs]
         torch.distributed.init_process_group("gloo")
         torch.distributed.broadcast_object_list(shared)
+        torch.distributed.barrier()
         jobs = shared[0][rank::ranks]
         torch.distributed.destroy_process_group()
     if not jobs:
@@ -284,7 +285,9 @@ def main() -> None:
                 "response": response, "n_tokens": n_tokens, "stopped": stopped, "keyword_action": action, "keyword_ground": ground})
             bar.update()
     for path in sorted({job["path"] for job in jobs}) if rank == 0 else []:
-        print(f"  wrote {path}")
+        print(f"  wrote {path}", flush=True)
+    if ranks > 1:
+        os._exit(0)  # see train.py: the teardown of torch.distributed can abort a process that is done
 
 
 if __name__ == "__main__":

@@ -872,9 +872,10 @@ def main() -> None:
     # ------------------------------------------------------------ save, run.json last
     if ranks > 1:
         weights = {name: whole(p.detach()).to(dtype) for name, p in model.named_parameters()}
+        dist.barrier()
         dist.destroy_process_group()
         if rank:
-            return
+            os._exit(0)  # not through the libraries' own teardown: their threads sometimes abort the process at its very end
         model = load_model(args.base, dtype, torch.device("cpu"))
         if args.lora:
             add_lora(model, args.lora, args.lora_alpha)
@@ -903,7 +904,9 @@ def main() -> None:
     finished.with_suffix(".partial").write_text(json.dumps(run, indent=2) + "\n")
     os.replace(finished.with_suffix(".partial"), finished)
     path.unlink(missing_ok=True)
-    print(f"  wrote {args.out} (loss {run['last_10_steps_loss']:.3f} over the last 10 steps, {run['wall_seconds']:.0f} s)")
+    print(f"  wrote {args.out} (loss {run['last_10_steps_loss']:.3f} over the last 10 steps, {run['wall_seconds']:.0f} s)", flush=True)
+    if ranks > 1:
+        os._exit(0)
 
 
 if __name__ == "__main__":
