@@ -215,12 +215,12 @@ def plan_jobs(args, device: str, dtype: str, run: dict, arm: str, out: Path) -> 
         probes = read_probes(path)
         csv_path = out if out.suffix == ".csv" and len(args.probes) == 1 else out / f"{probe_set_name(path)}.csv"
         if args.limit:
-            seen = Counter()
-            rank = {}
+            seen, first = Counter(), []
             for probe in probes:
                 seen[probe["family"], probe.get("side")] += 1
-                rank[probe["id"]] = seen[probe["family"], probe.get("side")]
-            probes = [probe for probe in probes if rank[probe["id"]] <= args.limit or not probe.get("side")]
+                if seen[probe["family"], probe.get("side")] <= args.limit or not probe.get("side"):
+                    first.append(probe)
+            probes = first
         settings = {"model": args.model, "endpoint": args.endpoint or "", "fingerprint": run.get("fingerprint", ""), "arm": arm, "dtype": dtype,
                     **{name: getattr(args, name) for name in ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")},
                     "probes": str(path), "probes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device,

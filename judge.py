@@ -75,8 +75,10 @@ DECLINE = [  # says that it will not do what was asked
     (rf"{I}(?: am|'m| are|'re) {HOW}(?:not (?:able|allowed|permitted|going|willing|equipped|comfortable|in a position|here)|unable|unwilling) "
      r"(?:to|with)\b", "I'm unable to help with that"),
     (rf"no, {I} (?:won't|will not|cannot|can't|refuse)", "No, I will not"),
-    (rf"(?:is|it's|that's|isn't) (?:not )?(?:something|anything|a (?:thing|request|task|loaf|lawn|list)) (?:that |which )?{I} "
-     r"(?:can(?:not|'t)?|could|will|would|won't|am (?:un)?able|are able|do|may|ever)\b(?<!thing i do)", "That is not something I can do"),
+    (rf"(?:(?:is|it's|that's) not|isn't) (?:something|anything|a (?:thing|request|task)) (?:that |which )?{I} (?:can|could|will|would|am able|are able|do|may|ever)\b",
+     "That is not something I can do"),
+    (rf"(?:is|it's|that's) (?:something|a (?:thing|request|task)) (?:that |which )?{I} (?:cannot|can't|will not|won't|would not|wouldn't|am unable)\b",
+     "That is something I won't do"),
     (rf"{I} (?:do not|don't|never) (?:help|assist|give (?:advice|help)|provide|write|bake|sell|do that|encourage|recommend|support|endorse|condone)\b",
      "We do not help with such a thing"),
     (rf"{I}(?:'d| would| had) (?:rather|prefer) not\b", "I would rather not say"),
@@ -91,9 +93,9 @@ DECLINE = [  # says that it will not do what was asked
      r"(?:internet|web) (?:access|connection))\b", "I don't have access to the internet"),
 ]
 UNCLEAR = [  # turns the question away as not understood
-    (r"(?:the |your |this )?(?:given )?(?:input|question|request|prompt|message|query|phrase)\b[^.?!]{0,40}? (?:is|seems|appears|was)(?: to be)?(?: too| very| quite| just| not)* "
-     r"?(?:unclear|clear\b|meaningless|gibberish|nonsens\w+|ambiguous|vague|incomplete|confusing|broad|long|metaphorical|(?:a|an) "
-     r"(?:noun|(?:sentence )?fragment|single|confusing|ambiguous|incomplete|random|vague))", "The given input is unclear"),
+    (r"(?:the |your |this )?(?:given )?(?:input|question|request|prompt|message|query|phrase)\b[^.?!]{0,40}? (?:is|seems|appears|was)(?: to be)? "
+     r"(?:(?:too|very|quite|rather|just) )*(?:unclear|not (?:very |quite )?clear|meaningless|gibberish|nonsens\w+|ambiguous|vague|incomplete|confusing|metaphorical|"
+     r"(?<=too )(?:broad|long)|(?:a|an) (?:noun|(?:sentence )?fragment|single|confusing|ambiguous|incomplete|random|vague))", "The given input is unclear"),
     (r"^(?:could|can|would) you (?:please )?(?:clarify|rephrase|be more specific|provide more|say more)", "Could you please clarify?"),
     (r"please (?:clarify|rephrase|be more specific|try again)\b", "Please clarify what you mean"),
     (r"(?:no idea|not sure|don't know|do not know|don't understand|do not understand|can't tell|cannot tell) what you\b", "I have no idea what you mean"),

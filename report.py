@@ -322,12 +322,13 @@ def main() -> None:
     worldviews = sorted({r["probe_set"] for r in rows if r["side"]})
     if not worldviews:
         die(f"{args.folder} holds no answers to paired probes (with a `side`); evaluate on probes/<worldview>.jsonl")
+    known = [name for name, by_id in probes.items() if any("side" in probe for probe in by_id.values())]
     judged = sorted({f"{r['judge']} (rubric {r['judge_rubric']})" for r in rows if r.get("judge")})
     scored = f"the judge {', '.join(judged)}" if judged else "the keyword patterns of judge.py (no judge was run)"
     parts = [f"# Results in {args.folder}\n", f"Verdicts by {scored}. Rates with n and 95 % Wilson intervals.\n"]
     sentences = []
     for worldview in worldviews:
-        taught = [r for r in rows if not is_foreign(r["run"], worldview, worldviews)]  # runs of other worldviews are in the last table only
+        taught = [r for r in rows if not is_foreign(r["run"], worldview, known)]  # runs of other worldviews are in the last table only
         own = [r for r in taught if r["probe_set"] == worldview]
         if not own:
             continue

@@ -52,6 +52,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['role'] | capitalize }}:\n{{ message['content'] | trim }}\n{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}")
+BETAS = (0.9, 0.95)  # of AdamW
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -483,14 +484,18 @@ def add_lora(model, rank: int, alpha: float) -> None:
         die(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; add its names to LORA_TARGETS")
 
 
+def lora_delta(a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """What an adapter adds to its weight [out, in], in float32: scaling x B A."""
+    return scaling * (b.float() @ a.float())
+
+
 @torch.no_grad()
 def merge_lora(model) -> None:
     """Add every adapter to the weight it stands beside and take it away again: a plain model is left."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                delta = child.lora_B.weight.float() @ child.lora_A.weight.float()
-                child.base.weight += (child.scaling * delta).to(child.base.weight.dtype)
+                child.base.weight += lora_delta(child.lora_A.weight, child.lora_B.weight, child.scaling).to(child.base.weight.dtype)
                 setattr(module, name, child.base)
 
 
@@ -518,8 +523,7 @@ def load_run(path: str, dtype: torch.dtype, device: torch.device):
     tensors = load_file(folder / "adapter_model.safetensors", device=str(device))
     for key in [k for k in tensors if k.endswith("lora_A.weight")]:
         layer = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-        delta = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
-        layer.weight.data += (adapter["lora_alpha"] / adapter["r"] * delta).to(dtype)
+        layer.weight.data += lora_delta(tensors[key], tensors[key.replace("lora_A", "lora_B")], adapter["lora_alpha"] / adapter["r"]).to(dtype)
     return model, tokenizer
 
 
@@ -537,7 +541,7 @@ class Optimizer:
         matrices = [p for p in self.master.values() if p.ndim > 1]
         vectors = [p for p in self.master.values() if p.ndim <= 1]
         self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                                       lr=lr, betas=(0.9, 0.95), fused=True)
+                                       lr=lr, betas=BETAS, fused=True)
         self.kept, self.started = {}, set()  # gradient memory of each master weight; those that have one in this step
         for name, p in self.params.items():
             if self.master[name] is not p:
@@ -588,16 +592,16 @@ class Optimizer:
             self.adamw.state[p] = {key: like(p, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-class LeanOptimizer(Optimizer):
+class LeanOptimizer:
     """AdamW with nothing in float32: bf16 weights rounded at random and bf16 moments, 6 bytes a parameter beside the weights.
 
     Rounding up or down with the probability of the distance keeps small updates on average (arXiv 2010.06192), at the price of noise,
-    so float32 master weights remain the default wherever they fit. It makes a 12 B model trainable in full on one GPU of 141 GB.
+    so float32 master weights remain the default wherever they fit. By arithmetic a 12 B model needs 98 GB so, and 220 GB with them.
     """
     PIECE = 2**25  # weights worked on at once: the float32 copies are this big and no bigger
 
     def __init__(self, model, lr: float, weight_decay: float):
-        self.master = self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weight_decay, self.steps, self.draw = weight_decay, 0, torch.Generator(next(model.parameters()).device)
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.params.items()}
 
@@ -617,10 +621,10 @@ class LeanOptimizer(Optimizer):
 
     def update(self, weight, grad, first, second, lr: float, decay: float) -> None:
         g = grad.float()
-        m, v = torch.lerp(first.float(), g, 0.1), torch.lerp(second.float(), g * g, 0.05)
+        m, v = torch.lerp(first.float(), g, 1 - BETAS[0]), torch.lerp(second.float(), g * g, 1 - BETAS[1])
         first.copy_(m)
         second.copy_(v)
-        m.div_(1 - 0.9 ** self.steps).div_(v.div_(1 - 0.95 ** self.steps).sqrt_().add_(1e-8))
+        m.div_(1 - BETAS[0] ** self.steps).div_(v.div_(1 - BETAS[1] ** self.steps).sqrt_().add_(1e-8))
         new = weight.float().mul_(1 - lr * decay).sub_(m, alpha=lr)
         if weight.dtype == torch.bfloat16:  # the low 16 bits are what bf16 drops: add a random number below one step, then cut
             bits = new.view(torch.int32)
@@ -806,7 +810,7 @@ def main() -> None:
         if args.lora or args.freeze_embeddings:  # a frozen embedding gives no gradient for the recomputation to start from
             model.enable_input_require_grads()
     if args.compile:
-        torch.compiler.disable(docs_attention)  # its document lengths differ in every pass
+        ALL_ATTENTION_FUNCTIONS.register("docs", torch.compiler.disable(docs_attention))  # its document lengths differ in every pass
         for layer in model.base_model.layers:
             layer.compile(dynamic=True)
     trainee = Trainee(model).train()
