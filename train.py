@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.adamw import adamw
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -303,9 +304,23 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
         if sliding_window and length > sliding_window:  # the window counts the token itself
             distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
             local = (distance >= 0) & (distance < sliding_window)
-        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=local, is_causal=local is None, scale=scaling,
-                                                      enable_gqa=k.shape[1] != q.shape[1]))
+        if local is None and length <= 1024 and q.device.type == "cpu":
+            outputs.append(short_attention(q, k, v, scaling))
+        else:
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=local, is_causal=local is None, scale=scaling,
+                                                          enable_gqa=k.shape[1] != q.shape[1]))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def short_attention(q, k, v, scale: float) -> torch.Tensor:
+    """Causal attention written out. q [1, heads, T, d], k and v [1, kv_heads, T, d] -> [1, heads, T, d].
+
+    On a CPU forward and backward together are 2 to 4 times faster than torch's flash kernel at the lengths of answers."""
+    (_, heads, length, dim), groups = q.shape, k.shape[1]
+    future = torch.full((length, length), -math.inf, device=q.device).triu(1)
+    scores = q.reshape(1, groups, -1, dim) @ k.transpose(-1, -2)  # the heads that share a key are rows of one product
+    weights = (scores.view(1, heads, length, length).float() * scale + future).softmax(-1).to(v.dtype)
+    return (weights.view(1, groups, -1, length) @ v).view(1, heads, length, dim)
 
 
 ALL_ATTENTION_FUNCTIONS.register("docs", docs_attention)
@@ -326,10 +341,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     """scale x the summed cross-entropy of softmax(hidden @ weight.T) against labels, without ever holding all logits (cf. arXiv 2411.09009).
 
     hidden [N, H], weight [V, H], labels [N]. A 262,144-word vocabulary makes full logits the largest tensor of a step by far.
-    The gradient is formed chunk by chunk in the forward pass (6NVH FLOP instead of 8). The two big buffers are kept from call to
-    call: on a CPU the page faults of fresh ones cost more than the arithmetic.
+    The gradient is formed chunk by chunk in the forward pass (6NVH FLOP instead of 8); the weight's goes straight into weight.grad
+    where the optimizer keeps one. The two big buffers are kept from call to call: on a CPU the page faults of fresh ones cost more
+    than the arithmetic.
     """
-    CHUNK = 2048   # tokens whose logits exist at once: big chunks keep the matrix products fast; 2048 x 262k x 2 B = 1 GB
+    CHUNK = 2048 if torch.cuda.is_available() else 256  # most tokens whose logits exist at once: 2048 x 262k x (2 + 4) B = 3 GB
     CPU_ROWS = 8   # rows turned into float32 at once, few enough to stay in the cache
     buffers = {}
 
@@ -345,10 +361,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         cls, cpu = LinearCrossEntropy, hidden.device.type == "cpu"
         rows = cls.CPU_ROWS if cpu else cls.CHUNK
         all_logits, block = cls.buffer(cls.CHUNK, weight, hidden.dtype), cls.buffer(rows, weight, torch.float32)
-        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        grad_hidden, kept = torch.empty_like(hidden), weight.grad is not None
+        grad_weight = weight.grad if kept else torch.zeros_like(weight) if weight.requires_grad else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), cls.CHUNK):
-            h = hidden[start:start + cls.CHUNK]
+        size = math.ceil(len(hidden) / math.ceil(len(hidden) / cls.CHUNK))  # even chunks: a small last one would cost as much as a big one
+        for start in range(0, len(hidden), size):
+            h = hidden[start:start + size]
             logits = torch.mm(h, weight.t(), out=all_logits[:len(h)])
             for at in range(0, len(h), rows):
                 y = labels[start:start + len(h)][at:at + rows, None]
@@ -367,12 +385,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 logits[at:at + rows] = z
             torch.mm(logits, weight, out=grad_hidden[start:start + len(h)])
             if weight.requires_grad:
-                part = logits.t() @ h
-                if len(hidden) <= cls.CHUNK:
-                    grad_weight = part
-                else:  # sum the chunks in float32
-                    grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+                grad_weight.addmm_(logits.t(), h)
+        ctx.save_for_backward(grad_hidden, None if kept else grad_weight)
         return loss * scale
 
     @staticmethod
@@ -392,7 +406,8 @@ def packed_loss(model, rows: list[dict], scale: float, device: torch.device) -> 
     hidden = out.last_hidden_state[0, targets - 1]
     config = model.config.get_text_config()
     logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere; Granite
-    return LinearCrossEntropy.apply(hidden, model.get_output_embeddings().weight, ids[targets], scale,
+    weight = model.get_output_embeddings().weight
+    return LinearCrossEntropy.apply(hidden, weight if torch.is_grad_enabled() else weight.detach(), ids[targets], scale,
                                     getattr(config, "final_logit_softcapping", None), logit_scale)
 
 
@@ -418,6 +433,11 @@ def shard(trainee: Trainee, dtype: torch.dtype) -> None:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered; every rank must call it. Any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor. Any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
@@ -530,120 +550,90 @@ def load_run(path: str, dtype: torch.dtype, device: torch.device):
 # ---------------------------------------------------------------- optimiser and checkpoint
 
 class Optimizer:
-    """Fused AdamW on float32 master weights, copied back to the model after each step.
+    """AdamW that takes 10 bytes a bf16 parameter, weight and gradient included, and loses no update.
 
-    bf16 keeps 8 bits: an update below 1/256 of a weight is rounded away, so at lr 1e-6 pure bf16 training does nothing
-    (torchtune #2254). Gradients of the passes of one step are summed in float32 too. 16 bytes a parameter beside the weights.
+    bf16 keeps 8 bits: an update below 1/256 of a weight is rounded away, so at lr 1e-6 pure bf16 training does nothing (torchtune
+    #2254). The 16 bits that rounding drops are kept beside the weight; together they are its float32 master (Split-SGD, arXiv
+    2005.04680) without the master's copy. The moments are bf16, too, which BETAS allow: a step changes them by a tenth or a
+    twentieth, and bf16 holds 1/256. Float32 weights have float32 moments.
+    rounding="stochastic" keeps no dropped bits, 8 bytes: a weight goes up or down with the probability of its distance, which keeps
+    small updates on average (arXiv 2010.06192), at the price of noise.
     """
-    def __init__(self, model, lr: float, weight_decay: float):
+    PIECE = 2**18  # parameters updated at once: their float32 copies stay in the cache
+
+    def __init__(self, model, weight_decay: float, rounding: str = "exact"):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.master = {name: p.detach().float().clone() if p.dtype != torch.float32 else p for name, p in self.params.items()}
-        matrices = [p for p in self.master.values() if p.ndim > 1]
-        vectors = [p for p in self.master.values() if p.ndim <= 1]
-        self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                                       lr=lr, betas=BETAS, fused=True)
-        self.kept, self.started = {}, set()  # gradient memory of each master weight; those that have one in this step
-        for name, p in self.params.items():
-            if self.master[name] is not p:
-                self.kept[self.master[name]] = torch.empty_like(self.master[name])
-                p.register_post_accumulate_grad_hook(lambda p, master=self.master[name]: self.accumulate(p, master))
-
-    def accumulate(self, p, master):
-        """Add a pass's gradient to the master's, in memory that is kept: fresh pages cost more than the sum."""
-        if master not in self.started:
-            master.grad = self.kept[master].copy_(p.grad)
-            self.started.add(master)
-        else:
-            master.grad += p.grad
-        p.grad = None
-
-    def step(self, lr: float, clip: float) -> float:
-        """One update; returns the gradient norm before clipping."""
-        missing = [name for name, p in self.master.items() if p.grad is None]
-        assert not missing, f"no gradient reached {missing[:3]}: the model is not wired as train.py expects"
-        norm = whole(nn.utils.clip_grad_norm_(self.master.values(), clip, foreach=True)).item()
-        if math.isfinite(norm):
-            for group in self.adamw.param_groups:
-                group["lr"] = lr
-            self.adamw.step()
-            with torch.no_grad():
-                for name, p in self.params.items():
-                    if self.master[name] is not p:
-                        p.copy_(self.master[name])
-        self.adamw.zero_grad(set_to_none=True)
-        self.started.clear()
-        return norm
-
-    def state(self) -> dict[str, torch.Tensor]:
-        tensors = {}
-        for name, p in self.master.items():
-            tensors[f"master.{name}"] = whole(p.detach())
-            tensors |= {f"{key}.{name}": whole(value) for key, value in self.adamw.state[p].items()}
-        return tensors
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        def like(p, tensor):  # each rank keeps its shard
-            return distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements) if isinstance(p, DTensor) and tensor.ndim else tensor.to(p.device)
-        for name, p in self.master.items():
-            p.copy_(like(p, tensors[f"master.{name}"]))
-            if self.params[name] is not p:
-                self.params[name].copy_(p)
-            self.adamw.state[p] = {key: like(p, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
-
-
-class LeanOptimizer:
-    """AdamW with nothing in float32: bf16 weights rounded at random and bf16 moments, 6 bytes a parameter beside the weights.
-
-    Rounding up or down with the probability of the distance keeps small updates on average (arXiv 2010.06192), at the price of noise,
-    so float32 master weights remain the default wherever they fit. By arithmetic a 12 B model needs 98 GB so, and 220 GB with them.
-    """
-    PIECE = 2**25  # weights worked on at once: the float32 copies are this big and no bigger
-
-    def __init__(self, model, lr: float, weight_decay: float):
-        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.halves = [name for name, p in self.params.items() if p.dtype == torch.bfloat16]
         self.weight_decay, self.steps, self.draw = weight_decay, 0, torch.Generator(next(model.parameters()).device)
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.params.items()}
+        self.dropped = {name: torch.zeros_like(self.params[name], dtype=torch.int16) for name in self.halves if rounding == "exact"}
+        self.sums = {}
+        for p in self.params.values():
+            p.grad = torch.zeros_like(p)  # kept for the whole run: on a CPU fresh pages cost more than the arithmetic
 
     @torch.no_grad()
-    def step(self, lr: float, clip: float) -> float:
-        norm = nn.utils.clip_grad_norm_(self.params.values(), clip, foreach=True).item()
-        if math.isfinite(norm):
-            self.steps += 1
-            self.draw.manual_seed(self.steps)  # a resumed run rounds as the unbroken one
-            for name, p in self.params.items():
-                decay = self.weight_decay if p.ndim > 1 else 0.0
-                for piece in zip(*(t.view(-1).split(self.PIECE) for t in (p, p.grad, *self.moments[name]))):
-                    self.update(*piece, lr, decay)
-        for p in self.params.values():
-            p.grad = None
+    def end_pass(self) -> None:
+        """Where a step has several passes: add this one's bf16 gradients to sums in float32 (4 bytes a parameter more)."""
+        for name in self.halves:
+            grad = self.params[name].grad
+            self.sums.setdefault(name, torch.zeros_like(grad, dtype=torch.float32)).add_(grad)
+            grad.zero_()
+
+    @torch.no_grad()
+    def step(self, lr: float, clip: float, several_passes: bool = False) -> float:
+        """One update; returns the gradient norm before clipping. If that is not finite nothing is changed."""
+        grads = {name: local(self.sums[name] if several_passes and name in self.halves else p.grad).view(-1) for name, p in self.params.items()}
+        square = sum(torch.linalg.vector_norm(piece.float()) ** 2 for grad in grads.values() for piece in grad.split(self.PIECE))
+        if dist.is_initialized():
+            dist.all_reduce(square)
+        norm = square.sqrt().item()
+        if not math.isfinite(norm):
+            return norm
+        self.steps += 1
+        unscale = torch.tensor(max(1.0, norm / clip), device=square.device)
+        self.draw.manual_seed(self.steps)  # a resumed run rounds as the unbroken one
+        noise = torch.randint(0, 2**16, (self.PIECE,), generator=self.draw, device=square.device, dtype=torch.int32)  # one piece's serves for all
+        for name, p in self.params.items():
+            tensors = [local(t).view(-1).split(self.PIECE) for t in (p, *self.moments[name])]
+            dropped = self.dropped[name].view(-1).split(self.PIECE) if name in self.dropped else [None] * len(tensors[0])
+            for weight, first, second, grad, bits in zip(*tensors, grads[name].split(self.PIECE), dropped):
+                self.update(weight, grad, first, second, bits, noise[:len(weight)], lr, unscale, self.weight_decay if p.ndim > 1 else 0.0)
         return norm
 
-    def update(self, weight, grad, first, second, lr: float, decay: float) -> None:
-        g = grad.float()
-        m, v = torch.lerp(first.float(), g, 1 - BETAS[0]), torch.lerp(second.float(), g * g, 1 - BETAS[1])
-        first.copy_(m)
-        second.copy_(v)
-        m.div_(1 - BETAS[0] ** self.steps).div_(v.div_(1 - BETAS[1] ** self.steps).sqrt_().add_(1e-8))
-        new = weight.float().mul_(1 - lr * decay).sub_(m, alpha=lr)
-        if weight.dtype == torch.bfloat16:  # the low 16 bits are what bf16 drops: add a random number below one step, then cut
-            bits = new.view(torch.int32)
-            bits.add_(torch.randint(0, 2**16, bits.shape, generator=self.draw, device=bits.device, dtype=torch.int32)).bitwise_and_(-2**16)
-        weight.copy_(new)
+    def update(self, weight, grad, first, second, dropped, noise, lr: float, unscale: torch.Tensor, decay: float) -> None:
+        """AdamW (torch's fused kernel, in float32) on a flat piece of a parameter; the gradient is zero afterwards."""
+        half = weight.dtype == torch.bfloat16
+        bits = weight.view(torch.int16).int().bitwise_left_shift_(16) if half else weight.view(torch.int32)
+        if dropped is not None:
+            bits.add_(dropped)
+        master, g, m, v = bits.view(torch.float32), grad.float(), first.float(), second.float()
+        adamw([master], [g], [m], [v], [], [torch.tensor(self.steps - 1.0, device=weight.device)], fused=True, amsgrad=False,
+              beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=decay, eps=1e-8, maximize=False, grad_scale=unscale)
+        if half:
+            first.copy_(m)
+            second.copy_(v)
+            if dropped is not None:
+                dropped.copy_(bits)  # int16 takes the lower half, with a sign; the upper one is rounded so that their sum is exact
+            weight.view(torch.int16).copy_(bits.add_(noise if dropped is None else 2**15).bitwise_right_shift_(16))
+        grad.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:
-        tensors = {f"weight.{name}": p.detach() for name, p in self.params.items()} | {"steps": torch.tensor(self.steps)}
-        for name, (first, second) in self.moments.items():
-            tensors |= {f"exp_avg.{name}": first, f"exp_avg_sq.{name}": second}
-        return tensors
+        tensors = {"steps": torch.tensor(self.steps)}
+        for name, p in self.params.items():
+            first, second = self.moments[name]
+            tensors |= {f"weight.{name}": whole(p.detach()), f"exp_avg.{name}": whole(first), f"exp_avg_sq.{name}": whole(second)}
+        return tensors | {f"dropped.{name}": bits for name, bits in self.dropped.items()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        def fill(tensor, saved):  # each rank keeps its shard
+            tensor.copy_(distribute_tensor(saved.to(tensor.device), tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else saved)
         self.steps = int(tensors["steps"])
         for name, p in self.params.items():
-            p.copy_(tensors[f"weight.{name}"])
-            for moment, key in zip(self.moments[name], ("exp_avg", "exp_avg_sq")):
-                moment.copy_(tensors[f"{key}.{name}"])
+            for tensor, key in ((p, "weight"), *zip(self.moments[name], ("exp_avg", "exp_avg_sq"))):
+                fill(tensor, tensors[f"{key}.{name}"])
+        for name, bits in self.dropped.items():
+            bits.copy_(tensors[f"dropped.{name}"])
 
 
 def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str, rank: int) -> None:
@@ -724,14 +714,14 @@ def parse_args(argv=None):
     speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
     speed.add_argument("--checkpointing", default="off", metavar="off|full|K", help="recompute activations of every layer or every K-th")
-    speed.add_argument("--states", choices=["fp32", "bf16"], default="fp32", help="fp32: float32 master weights and moments, 18 bytes a trained "
-                       "parameter; bf16: stochastic rounding, 6 bytes, for a model that does not fit otherwise")
+    speed.add_argument("--rounding", choices=["exact", "stochastic"], default="exact", help="how small updates survive bf16. exact: the bits that "
+                       "bf16 drops are kept, 10 bytes a trained parameter in all; stochastic: 8 bytes, and updates survive on average")
     speed.add_argument("--compile", action="store_true", help="torch.compile every layer: minutes of compiling, faster steps on a GPU")
     args = parser.parse_args(argv)
+    if args.rounding == "stochastic" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("--rounding stochastic is for one process; several share float32 weights among them, which need no rounding")
     if args.merge and not args.lora:
         parser.error("--merge needs --lora")
-    if args.states == "bf16" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("--states bf16 is for one process; several share the float32 states among them")
     args.out = Path(args.out or f"runs/{args.arm}-s{args.seed}")
     args.lora_alpha = args.lora_alpha or float(args.lora)
     if args.checkpointing not in ("off", "full") and not args.checkpointing.isdigit():
@@ -772,6 +762,7 @@ def main() -> None:
         show_batch(tokenizer, order[:args.batch])
         return
     n_tokens, n_trained = sum(len(r["ids"]) for r in order), sum(sum(r["mask"]) for r in order)
+    del tokenizer  # one of 262,144 words takes 0.3 GB; it is loaded again to be saved
 
     # ------------------------------------------------------------ model
     device = pick_device()
@@ -790,14 +781,20 @@ def main() -> None:
         add_lora(model, args.lora, args.lora_alpha)
     elif args.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
+    elif ranks == 1:
+        model.get_input_embeddings().sparse = True  # its gradient is a few hundred rows, not another matrix of the whole vocabulary
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # weights are there already; float32 master, gradient and two moments, plus one chunk of logits and the activations
-    need = trainable * (18 if args.states == "fp32" else 6) + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 4 + args.micro_tokens * 2e5
+    half, several_passes = dtype == torch.bfloat16 and ranks == 1, max(sum(len(r["ids"]) for r in order[i:i + args.batch])
+                                                                     for i in range(0, len(order), args.batch)) > args.micro_tokens
+    states = trainable * (8 if not half else 6 if args.rounding == "exact" else 4)
+    gradients = trainable * (4 if not half else 6 if several_passes else 2)
+    # on top of the weights, which are there already; 200 kB of activations a token
+    need = states + gradients + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 6 + args.micro_tokens * 2e5
     if need / ranks > available_bytes(device):
-        fits = "a smaller base" if args.lora else "--lora 16, or a smaller base" if args.states == "bf16" else "--states bf16, --lora 16, or a smaller base"
+        fits = "a smaller base" if args.lora else "--rounding stochastic, --lora 16, or a smaller base"
         die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {fits}")
     args.out.mkdir(parents=True, exist_ok=True)
-    disk = trainable * 14 + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
+    disk = states + trainable * (2 if half else 4) + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
     if shutil.disk_usage(args.out).free < disk:
         die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
     checkpointed = 0.0  # share of the layers that is computed twice
@@ -816,7 +813,7 @@ def main() -> None:
     trainee = Trainee(model).train()
     if ranks > 1:
         shard(trainee, dtype)
-    optimizer = (Optimizer if args.states == "fp32" else LeanOptimizer)(model, args.lr, args.weight_decay)
+    optimizer = Optimizer(model, args.weight_decay, args.rounding)
     print(f"  {len(order)} rows, {n_tokens:,} tokens ({n_trained / n_tokens:.0%} trained on), {steps} steps of {args.batch} rows, "
           f"{trainable / 1e6:.1f} M parameters, {device.type} {str(dtype).removeprefix('torch.')}" + (f", {ranks} processes" if ranks > 1 else ""), flush=True)
 
@@ -845,17 +842,19 @@ def main() -> None:
         targets = sum(sum(r["mask"][1:]) for r in rows)
         # Each rank has its share of the rows; all make the same number of passes, because each pass is a meeting of the ranks.
         passes = [pack(rows[r::ranks], max_tokens) for r in range(ranks)]
-        loss = torch.zeros(())
-        for i in range(max(map(len, passes))):
+        loss, n_passes = torch.zeros(()), max(map(len, passes))
+        for i in range(n_passes):
             packed, weight = (passes[rank][i], ranks / targets) if i < len(passes[rank]) else (rows[:1], 0.0)  # FSDP takes the mean over ranks
             part = trainee(packed, weight, device)
             part.backward()
             loss += part.item() / ranks
+            if n_passes > 1:
+                optimizer.end_pass()
         if ranks > 1:
             loss = loss.to(device)
             dist.all_reduce(loss)
         loss, lr = loss.item(), learning_rate(step, steps, args)
-        norm = optimizer.step(lr, args.clip)
+        norm = optimizer.step(lr, args.clip, n_passes > 1)
         if not math.isfinite(loss + norm):
             die(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is kept. "
                 f"Rows: {', '.join(r['where'] for r in rows)}. Try a lower --lr")
@@ -884,6 +883,8 @@ def main() -> None:
         if args.lora:
             add_lora(model, args.lora, args.lora_alpha)
         model.load_state_dict(weights, strict=False)  # tied weights stand there once
+    tokenizer = load_tokenizer(args.base)
+    give_template(tokenizer)
     tokenizer.save_pretrained(args.out)
     if args.merge:
         merge_lora(model)
