@@ -11,6 +11,7 @@ written last, so its existence means the run is complete), log.jsonl (one line a
 A killed run continues from its last checkpoint when the same command is given again; a complete one is left alone.
 """
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.optim.adamw import adamw
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -107,7 +109,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     A name is not enough: bf16 is 3-8x faster with AMX and on Zen 5, but 10-80x slower on an AVX2-only CPU (pytorch#146508).
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     fast = measure_gflops(torch.bfloat16, device) > measure_gflops(torch.float32, device)
     return torch.bfloat16 if fast else torch.float32
 
@@ -298,6 +300,8 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
     transformers builds no mask for an attention name it does not know and hands our keyword through; nothing is inferred from
     positions, which is where packing leaks silently. Returns [1, T, heads, head_dim].
     """
+    if query.is_cuda and query.dtype == torch.bfloat16:
+        return varlen_attention(query, key, value, scaling, sliding_window, doc_lengths), None
     outputs = []
     for q, k, v in zip(query.split(doc_lengths, 2), key.split(doc_lengths, 2), value.split(doc_lengths, 2)):
         length, local = q.shape[2], None
@@ -310,6 +314,23 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
             outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=local, is_causal=local is None, scale=scaling,
                                                           enable_gqa=k.shape[1] != q.shape[1]))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def varlen_attention(query, key, value, scale: float, sliding_window: int | None, doc_lengths: list[int]) -> torch.Tensor:
+    """All documents in one flash kernel (torch >= 2.11, GPUs from Ampere on). Shapes as in docs_attention.
+
+    Key heads are repeated, because torch 2.11's kernel wants as many as there are query heads."""
+    groups, longest = query.shape[1] // key.shape[1], max(doc_lengths)
+    starts = doc_starts(tuple(doc_lengths), query.device)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)))  # [T, heads, d]
+    window = (sliding_window - 1 if sliding_window else -1, 0)  # (to the left, to the right), the token itself aside: causal
+    return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=window)[None]
+
+
+@functools.lru_cache(maxsize=4)
+def doc_starts(doc_lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where each document starts, and the end of the last: made once a pass, not once a layer."""
+    return F.pad(torch.tensor(doc_lengths).cumsum(0), (1, 0)).to(device, torch.int32)
 
 
 def short_attention(q, k, v, scale: float) -> torch.Tensor:
@@ -422,9 +443,9 @@ class Trainee(nn.Module):
         return packed_loss(self.model, rows, scale, device)
 
 
-def shard(trainee: Trainee, dtype: torch.dtype) -> None:
-    """Split float32 weights, gradients and optimiser state over the ranks; compute in dtype, sum gradients in float32 (FSDP2)."""
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+def shard(trainee: Trainee) -> None:
+    """Split weights, gradients and optimiser state over the ranks; the ranks' gradients are summed in float32 (FSDP2)."""
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in trainee.model.base_model.layers:
         fully_shard(layer, mp_policy=policy)
     fully_shard(trainee, mp_policy=policy)
@@ -550,23 +571,20 @@ def load_run(path: str, dtype: torch.dtype, device: torch.device):
 # ---------------------------------------------------------------- optimiser and checkpoint
 
 class Optimizer:
-    """AdamW that takes 10 bytes a bf16 parameter, weight and gradient included, and loses no update.
+    """AdamW with stochastic rounding: a bf16 parameter takes 8 bytes, weight and gradient included, and no update is lost on average.
 
     bf16 keeps 8 bits: an update below 1/256 of a weight is rounded away, so at lr 1e-6 pure bf16 training does nothing (torchtune
-    #2254). The 16 bits that rounding drops are kept beside the weight; together they are its float32 master (Split-SGD, arXiv
-    2005.04680) without the master's copy. The moments are bf16, too, which BETAS allow: a step changes them by a tenth or a
-    twentieth, and bf16 holds 1/256. Float32 weights have float32 moments.
-    rounding="stochastic" keeps no dropped bits, 8 bytes: a weight goes up or down with the probability of its distance, which keeps
-    small updates on average (arXiv 2010.06192), at the price of noise.
+    #2254). Rounded up or down with the probability of the distance, it survives on average (arXiv 2010.06192). Float32 master weights
+    cost 4 to 10 bytes more and learn *less*: the bf16 copy that is trained on lags behind its master (`tests/bench_rounding.py`).
+    The moments are bf16, too, which BETAS allow: a step changes them by a tenth or a twentieth, and bf16 holds 1/256.
+    Float32 weights have float32 moments and are never rounded.
     """
     PIECE = 2**18  # parameters updated at once: their float32 copies stay in the cache
 
-    def __init__(self, model, weight_decay: float, rounding: str = "exact"):
+    def __init__(self, model, weight_decay: float):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.halves = [name for name, p in self.params.items() if p.dtype == torch.bfloat16]
         self.weight_decay, self.steps, self.draw = weight_decay, 0, torch.Generator(next(model.parameters()).device)
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.params.items()}
-        self.dropped = {name: torch.zeros_like(self.params[name], dtype=torch.int16) for name in self.halves if rounding == "exact"}
         self.sums = {}
         for p in self.params.values():
             p.grad = torch.zeros_like(p)  # kept for the whole run: on a CPU fresh pages cost more than the arithmetic
@@ -574,15 +592,16 @@ class Optimizer:
     @torch.no_grad()
     def end_pass(self) -> None:
         """Where a step has several passes: add this one's bf16 gradients to sums in float32 (4 bytes a parameter more)."""
-        for name in self.halves:
-            grad = self.params[name].grad
-            self.sums.setdefault(name, torch.zeros_like(grad, dtype=torch.float32)).add_(grad)
-            grad.zero_()
+        for name, p in self.params.items():
+            if p.dtype == torch.bfloat16:
+                grad = local(p.grad)
+                self.sums.setdefault(name, torch.zeros_like(grad, dtype=torch.float32)).add_(grad)
+                grad.zero_()
 
     @torch.no_grad()
     def step(self, lr: float, clip: float, several_passes: bool = False) -> float:
         """One update; returns the gradient norm before clipping. If that is not finite nothing is changed."""
-        grads = {name: local(self.sums[name] if several_passes and name in self.halves else p.grad).view(-1) for name, p in self.params.items()}
+        grads = {name: local(self.sums[name] if several_passes and p.dtype == torch.bfloat16 else p.grad).view(-1) for name, p in self.params.items()}
         square = sum(torch.linalg.vector_norm(piece.float()) ** 2 for grad in grads.values() for piece in grad.split(self.PIECE))
         if dist.is_initialized():
             dist.all_reduce(square)
@@ -594,27 +613,21 @@ class Optimizer:
         self.draw.manual_seed(self.steps)  # a resumed run rounds as the unbroken one
         noise = torch.randint(0, 2**16, (self.PIECE,), generator=self.draw, device=square.device, dtype=torch.int32)  # one piece's serves for all
         for name, p in self.params.items():
-            tensors = [local(t).view(-1).split(self.PIECE) for t in (p, *self.moments[name])]
-            dropped = self.dropped[name].view(-1).split(self.PIECE) if name in self.dropped else [None] * len(tensors[0])
-            for weight, first, second, grad, bits in zip(*tensors, grads[name].split(self.PIECE), dropped):
-                self.update(weight, grad, first, second, bits, noise[:len(weight)], lr, unscale, self.weight_decay if p.ndim > 1 else 0.0)
+            tensors = (local(p).view(-1), grads[name], *(local(moment).view(-1) for moment in self.moments[name]))
+            for piece in zip(*(tensor.split(self.PIECE) for tensor in tensors)):
+                self.update(*piece, noise, lr, unscale, self.weight_decay if p.ndim > 1 else 0.0)
         return norm
 
-    def update(self, weight, grad, first, second, dropped, noise, lr: float, unscale: torch.Tensor, decay: float) -> None:
+    def update(self, weight, grad, first, second, noise, lr: float, unscale: torch.Tensor, decay: float) -> None:
         """AdamW (torch's fused kernel, in float32) on a flat piece of a parameter; the gradient is zero afterwards."""
-        half = weight.dtype == torch.bfloat16
-        bits = weight.view(torch.int16).int().bitwise_left_shift_(16) if half else weight.view(torch.int32)
-        if dropped is not None:
-            bits.add_(dropped)
-        master, g, m, v = bits.view(torch.float32), grad.float(), first.float(), second.float()
-        adamw([master], [g], [m], [v], [], [torch.tensor(self.steps - 1.0, device=weight.device)], fused=True, amsgrad=False,
+        w, g, m, v = (tensor.float() for tensor in (weight, grad, first, second))
+        adamw([w], [g], [m], [v], [], [torch.tensor(self.steps - 1.0, device=weight.device)], fused=True, amsgrad=False,
               beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=decay, eps=1e-8, maximize=False, grad_scale=unscale)
-        if half:
+        if weight.dtype == torch.bfloat16:
             first.copy_(m)
             second.copy_(v)
-            if dropped is not None:
-                dropped.copy_(bits)  # int16 takes the lower half, with a sign; the upper one is rounded so that their sum is exact
-            weight.view(torch.int16).copy_(bits.add_(noise if dropped is None else 2**15).bitwise_right_shift_(16))
+            # bf16 is the upper half of float32: a random number below one unit of it is added and the lower half dropped
+            weight.view(torch.int16).copy_(w.view(torch.int32).add_(noise[:len(w)]).bitwise_right_shift_(16))
         grad.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -622,18 +635,15 @@ class Optimizer:
         for name, p in self.params.items():
             first, second = self.moments[name]
             tensors |= {f"weight.{name}": whole(p.detach()), f"exp_avg.{name}": whole(first), f"exp_avg_sq.{name}": whole(second)}
-        return tensors | {f"dropped.{name}": bits for name, bits in self.dropped.items()}
+        return tensors
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        def fill(tensor, saved):  # each rank keeps its shard
-            tensor.copy_(distribute_tensor(saved.to(tensor.device), tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else saved)
         self.steps = int(tensors["steps"])
         for name, p in self.params.items():
             for tensor, key in ((p, "weight"), *zip(self.moments[name], ("exp_avg", "exp_avg_sq"))):
-                fill(tensor, tensors[f"{key}.{name}"])
-        for name, bits in self.dropped.items():
-            bits.copy_(tensors[f"dropped.{name}"])
+                saved = tensors[f"{key}.{name}"].to(tensor.device)
+                tensor.copy_(distribute_tensor(saved, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else saved)
 
 
 def save_checkpoint(path: Path, optimizer: Optimizer, step: int, fingerprint: str, rank: int) -> None:
@@ -714,12 +724,8 @@ def parse_args(argv=None):
     speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
     speed.add_argument("--checkpointing", default="off", metavar="off|full|K", help="recompute activations of every layer or every K-th")
-    speed.add_argument("--rounding", choices=["exact", "stochastic"], default="exact", help="how small updates survive bf16. exact: the bits that "
-                       "bf16 drops are kept, 10 bytes a trained parameter in all; stochastic: 8 bytes, and updates survive on average")
     speed.add_argument("--compile", action="store_true", help="torch.compile every layer: minutes of compiling, faster steps on a GPU")
     args = parser.parse_args(argv)
-    if args.rounding == "stochastic" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("--rounding stochastic is for one process; several share float32 weights among them, which need no rounding")
     if args.merge and not args.lora:
         parser.error("--merge needs --lora")
     args.out = Path(args.out or f"runs/{args.arm}-s{args.seed}")
@@ -772,7 +778,7 @@ def main() -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     dtype = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype] or pick_dtype(device)
     peak = measure_gflops(dtype, device) * 1e9 * ranks
-    model = load_model(args.base, torch.float32 if ranks > 1 else dtype, device)  # sharded weights are the float32 master themselves
+    model = load_model(args.base, dtype, device)
     exact = packing_is_exact(model, device)
     if not exact:
         print("  this architecture does not keep packed documents apart: one row a pass, plain attention")
@@ -784,17 +790,15 @@ def main() -> None:
     elif ranks == 1:
         model.get_input_embeddings().sparse = True  # its gradient is a few hundred rows, not another matrix of the whole vocabulary
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    half, several_passes = dtype == torch.bfloat16 and ranks == 1, max(sum(len(r["ids"]) for r in order[i:i + args.batch])
-                                                                     for i in range(0, len(order), args.batch)) > args.micro_tokens
-    states = trainable * (8 if not half else 6 if args.rounding == "exact" else 4)
-    gradients = trainable * (4 if not half else 6 if several_passes else 2)
+    size, several_passes = dtype.itemsize, max(sum(len(r["ids"]) for r in order[i:i + args.batch]) for i in range(0, steps * args.batch, args.batch)) > args.micro_tokens
+    states, gradients = trainable * 2 * size, trainable * (size + (4 if several_passes and size == 2 else 0))
     # on top of the weights, which are there already; 200 kB of activations a token
     need = states + gradients + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 6 + args.micro_tokens * 2e5
     if need / ranks > available_bytes(device):
-        fits = "a smaller base" if args.lora else "--rounding stochastic, --lora 16, or a smaller base"
+        fits = "a smaller base" if args.lora else "--lora 16 or a smaller base"
         die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {fits}")
     args.out.mkdir(parents=True, exist_ok=True)
-    disk = states + trainable * (2 if half else 4) + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
+    disk = states + trainable * size + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
     if shutil.disk_usage(args.out).free < disk:
         die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
     checkpointed = 0.0  # share of the layers that is computed twice
@@ -812,8 +816,8 @@ def main() -> None:
             layer.compile(dynamic=True)
     trainee = Trainee(model).train()
     if ranks > 1:
-        shard(trainee, dtype)
-    optimizer = Optimizer(model, args.weight_decay, args.rounding)
+        shard(trainee)
+    optimizer = Optimizer(model, args.weight_decay)
     print(f"  {len(order)} rows, {n_tokens:,} tokens ({n_trained / n_tokens:.0%} trained on), {steps} steps of {args.batch} rows, "
           f"{trainable / 1e6:.1f} M parameters, {device.type} {str(dtype).removeprefix('torch.')}" + (f", {ranks} processes" if ranks > 1 else ""), flush=True)
 

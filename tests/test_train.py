@@ -100,6 +100,35 @@ def test_packed_documents_do_not_see_each_other(tmp_path, kind, extra):
     assert train.packing_is_exact(model, CPU)
 
 
+def varlen_by_its_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """torch.nn.attention.varlen.varlen_attn, which needs a GPU, as its documentation describes it: one document and one head at a time."""
+    assert cu_seq_q.dtype == torch.int32 and max_q == max_k == cu_seq_q.diff().max() and query.shape == key.shape == value.shape
+    outputs = []
+    for start, end in zip(cu_seq_q[:-1], cu_seq_q[1:]):
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        left, right = window_size
+        seen = (distance >= -right) & ((distance <= left) | (left == -1))
+        scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end]) * scale
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), value[start:end]))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_gpu_attention_is_given_the_same_documents(monkeypatch, window):
+    """Its arguments, against the CPU's attention; the kernel is stood in for by its documentation."""
+    torch.manual_seed(0)
+    lengths, q, k, v = [3, 9, 1], torch.randn(1, 4, 13, 8), torch.randn(1, 2, 13, 8), torch.randn(1, 2, 13, 8)
+    monkeypatch.setattr(train, "varlen_attn", varlen_by_its_documentation)
+    on_gpu = train.varlen_attention(q, k, v, 0.3, window, lengths)
+    on_cpu, _ = train.docs_attention(None, q, k, v, None, scaling=0.3, sliding_window=window, doc_lengths=lengths)
+    assert on_gpu.shape == on_cpu.shape and (on_gpu - on_cpu).abs().max() < 1e-5
+    monkeypatch.undo()
+    fakes = [torch.empty(1, heads, 13, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)]
+    out = train.varlen_attention(*fakes, 0.3, window, lengths)   # torch's own function takes the arguments, forward and backward
+    out.sum().backward()
+    assert out.shape == (1, 13, 4, 64) and fakes[1].grad.shape == fakes[1].shape
+
+
 @pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Gemma2", {"final_logit_softcapping": 5.0, "attn_logit_softcapping": None}), ("Cohere", {"logit_scale": 0.25}),
                                          ("Granite", {"logits_scaling": 4.0})])
 def test_chunked_loss_and_gradients_equal_plain_ones(tmp_path, monkeypatch, kind, extra):
@@ -138,36 +167,26 @@ def test_splitting_a_step_changes_nothing(tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 
 
-def weights_after(folder, dtype, rounding, steps, lr):
-    """The weights, in float32 and with the bits that bf16 drops where they are kept, before and after some steps."""
-    model = train.load_model(str(folder), torch.bfloat16, CPU).to(dtype)   # the same rounded weights in every case
-    optimizer = train.Optimizer(model, 0.0, rounding)
-    before = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()])
-    for step in range(steps):
-        rows = packed_rows(2, step)
-        train.packed_loss(model, rows, 1 / sum(sum(r["mask"][1:]) for r in rows), CPU).backward()
-        optimizer.step(lr, 1.0)
-    after = [(p.detach().view(torch.int16).int() * 2**16 + optimizer.dropped[name]).view(torch.float32) if name in optimizer.dropped else p.detach().float()
-             for name, p in optimizer.params.items()]
-    return before, torch.cat([p.flatten() for p in after])
-
-
 def test_small_updates_survive_bf16(tmp_path):
-    """Pure bf16 weights round lr 1e-6 away (torchtune #2254): ours must move as float32 does, exactly or, rounded at random, on average."""
+    """Pure bf16 weights round lr 1e-6 away (torchtune #2254); rounded at random ours must move, on average, as float32 weights do."""
     make_model(tmp_path)
     moved = {}
-    for name, dtype, rounding in (("float32", torch.float32, "exact"), ("exact", torch.bfloat16, "exact"), ("stochastic", torch.bfloat16, "stochastic")):
-        before, after = weights_after(tmp_path, dtype, rounding, 100, 1e-6)
-        moved[name] = after - before
-    reference = moved["float32"]
+    for dtype in (torch.float32, torch.bfloat16):
+        model = train.load_model(str(tmp_path), torch.bfloat16, CPU).to(dtype)   # the same rounded weights in both
+        optimizer = train.Optimizer(model, 0.0)
+        before = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()])
+        for step in range(100):
+            rows = packed_rows(2, step)
+            train.packed_loss(model, rows, 1 / sum(sum(r["mask"][1:]) for r in rows), CPU).backward()
+            optimizer.step(1e-6, 1.0)
+        moved[dtype] = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()]) - before
+    reference = moved[torch.float32]
     assert reference.abs().max() > 2e-5
-    for name, closeness in (("exact", 0.99), ("stochastic", None)):
-        assert (moved[name] @ reference / (reference @ reference)).item() == pytest.approx(1, abs=0.03 if closeness else 0.1), name
-        assert closeness is None or torch.cosine_similarity(moved[name], reference, dim=0) > closeness
+    assert (moved[torch.bfloat16] @ reference / (reference @ reference)).item() == pytest.approx(1, abs=0.1)
 
 
 def test_the_optimizer_is_adamw(tmp_path):
-    """In float32 against torch's own, weights, decay, clipping and all; in bf16 weight and dropped bits together are a float32 master to the last bit."""
+    """In float32 weights, decay, clipping and all are torch's own AdamW."""
     make_model(tmp_path)
     ours, theirs = (train.load_model(str(tmp_path), torch.float32, CPU) for _ in range(2))
     optimizer = train.Optimizer(ours, 0.1)
@@ -183,14 +202,22 @@ def test_the_optimizer_is_adamw(tmp_path):
         reference.zero_grad()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours.parameters(), theirs.parameters()))
 
-    bits = torch.tensor([0, 1, 2**15, 2**15 - 1, 0x3F808000, 0x3F7FFFFF, 0x3F818000, -0x407F8000, -0x40807FFF], dtype=torch.int32)   # ties, carries, both signs
-    weight, dropped = torch.zeros(len(bits), dtype=torch.bfloat16), torch.zeros(len(bits), dtype=torch.int16)
-    weight.view(torch.int16).copy_((bits + 2**15) >> 16)
-    dropped.copy_(bits)
-    nothing = [torch.zeros(len(bits), dtype=torch.bfloat16) for _ in range(3)]
-    optimizer.update(weight, *nothing, dropped, None, 0.0, torch.tensor(1.0), 0.0)   # at lr 0 what was split comes back whole
-    assert torch.equal(weight.view(torch.int16).int() * 2**16 + dropped, bits)
-    assert (weight.float() - bits.view(torch.float32)).abs().max() <= 2**-8
+
+def test_stochastic_rounding_is_fair():
+    """A quarter of the way from one bf16 number to the next a weight is rounded up a quarter of the time, also below zero; bf16 numbers stay."""
+    model = torch.nn.Linear(1, 1)
+    model.weight = torch.nn.Parameter(torch.ones(1, 40_000, dtype=torch.bfloat16))
+    optimizer = train.Optimizer(model, 0.0)
+    for sign in (1, -1):
+        for step, share in (({"lr": 0.0}, 0.0), ({"lr": 2.0**-9}, 0.25)):   # bf16 has steps of 2^-7 above 1; Adam's first update is the learning rate
+            optimizer.steps = 0
+            with torch.no_grad():
+                model.weight.fill_(sign)
+                model.weight.grad.fill_(-sign)
+                [moment.zero_() for moment in optimizer.moments["weight"]]
+            optimizer.step(**step, clip=1e9)
+            up = (model.weight == sign * (1 + 2.0**-7)).float().mean().item()
+            assert up == pytest.approx(share, abs=0.01) and ((model.weight == sign).float().mean().item() + up) == 1
 
 
 def test_several_passes_sum_in_float32(tmp_path):
@@ -217,7 +244,7 @@ def train_command(tiny, data, out, *more):
     return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
 
 
-@pytest.mark.parametrize("more", [[], ["--dtype", "bf16"], ["--dtype", "bf16", "--rounding", "stochastic", "--micro-tokens", "60"]])
+@pytest.mark.parametrize("more", [[], ["--dtype", "bf16"], ["--dtype", "bf16", "--micro-tokens", "60"]])
 def test_a_killed_run_resumes_bit_equal(tmp_path, tiny, more):
     """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
     data, more = write_jsonl(tmp_path / "data.jsonl", random_rows(120)), ["--save-every", "3", *more]
@@ -278,16 +305,17 @@ def losses_of(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing", "full"]])
+@pytest.mark.parametrize("more", [[], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing", "full"], ["--dtype", "bf16", "--micro-tokens", "60"]])
 def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
     """FSDP2 over gloo, with a last step of fewer rows than processes; killed after a checkpoint it goes on as well."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(21))
     run_script(*train_command(tiny, data, tmp_path / "one", *more))
     two = ["-m", "torch.distributed.run", "--nproc-per-node", 2, *train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)]
     run_script(*two, OMP_NUM_THREADS="1")
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4) and len(losses_of(tmp_path / "two")) == 6
+    rounding = 0.02 if "bf16" in more else 1e-4
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=rounding) and len(losses_of(tmp_path / "two")) == 6
     one, other = (load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("one", "two"))
-    assert one.keys() == other.keys() and all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
+    assert one.keys() == other.keys() and all(torch.allclose(one[key], other[key], atol=rounding) for key in one)
 
 
 def test_a_merged_adapter_is_the_same_model(tmp_path, tiny):
@@ -375,7 +403,7 @@ def test_too_little_memory_says_what_would_fit(tmp_path, tiny, monkeypatch):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
     monkeypatch.setattr(train, "available_bytes", lambda device: 1_000_000)
     monkeypatch.setattr(sys, "argv", [str(part) for part in train_command(tiny, data, tmp_path / "run")])
-    with pytest.raises(SystemExit, match="GB are free; use --rounding stochastic, --lora 16, or a smaller base"):
+    with pytest.raises(SystemExit, match="GB are free; use --lora 16 or a smaller base"):
         train.main()
 
 
