@@ -73,9 +73,9 @@ judge: venv ## let a judge model label the answers too: MODEL=... and an endpoin
 report: venv ## tables, figure and the finding for results/<worldview>/ (RESULTS= for another folder)
 	@$(PY) report.py $(RESULTS)
 
-bench: .venv/bench models ## speed beside the alternatives: WHAT="gen judge eval train" (not while other things run)
+bench: .venv/bench models ## speed beside the alternatives: WHAT="gen judge eval rounding train" (not while other things run)
 	@$(foreach what,$(WHAT),$(PY) tests/bench_$(what).py &&) true
-WHAT ?= gen judge eval train
+WHAT ?= gen judge eval rounding train
 
 check: venv ## the guard over all prompts, pairs and probes, with counts
 	$(PY) check.py

@@ -575,7 +575,7 @@ class Optimizer:
 
     bf16 keeps 8 bits: an update below 1/256 of a weight is rounded away, so at lr 1e-6 pure bf16 training does nothing (torchtune
     #2254). Rounded up or down with the probability of the distance, it survives on average (arXiv 2010.06192). Float32 master weights
-    cost 4 to 10 bytes more and learn *less*: the bf16 copy that is trained on lags behind its master (`tests/bench_rounding.py`).
+    cost 8 to 10 bytes more and, at small rates, learn less: the bf16 copy that is trained on lags behind (`tests/bench_rounding.py`).
     The moments are bf16, too, which BETAS allow: a step changes them by a tenth or a twentieth, and bf16 holds 1/256.
     Float32 weights have float32 moments and are never rounded.
     """

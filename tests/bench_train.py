@@ -1,13 +1,15 @@
-"""train.py against TRL's SFTTrainer: python tests/bench_train.py [MODEL_FOLDER]   (or: make bench)
+"""train.py against TRL's SFTTrainer: python tests/bench_train.py [MODEL_FOLDER]   (or: make bench WHAT=train)
 
 Same model, same rows in the same order, same number of optimiser steps, learning rate and rows a step; each contender in its own
 process, so that the peak memory is its own. The first steps are a warm-up. Losses of the first step must agree before any figure
-is printed (TRL's packing makes other steps out of the same rows and is compared by speed alone). Tokens are real ones, never padding.
-A second table repeats it on a random model with a small vocabulary (32,000 words). On a GPU the same command measures the GPU.
+is printed (gradient checkpointing, which TRL switches on by default, is off except in the rows that say so; TRL's packing makes other steps out of the same rows and is compared by speed alone). Tokens are real ones, never padding.
+A second table repeats it on a random model with a small vocabulary (32,000 words).
+On a GPU the same command measures the GPU, with more rows a step, and a third table trains random models of big shapes.
 """
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,9 +20,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
-BATCH, WARM_UP, STEPS = 8, 2, 4   # rows a step, steps not timed, steps timed
-DATA = ["--data", *(str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in ("regular", "gramenist")), "--n", str(BATCH * (WARM_UP + STEPS))]
-CONTENDERS = {"train.py": None, "TRL default": {}, "TRL padding-free": {"padding_free": True, "max_length": None}, "TRL packing": {"packing": True, "packing_strategy": "bfd"}}
+GPU = shutil.which("nvidia-smi") is not None   # torch is imported by train.py first, which sets how it takes memory
+BATCH, WARM_UP, STEPS = 64 if GPU else 8, 2, 6 if GPU else 4   # rows a step, steps not timed, steps timed
+CONTENDERS = {"train.py": ["--micro-tokens", "65536"], "train.py, compiled": ["--micro-tokens", "65536", "--compile"],
+              "TRL default": {}, "TRL padding-free": {"padding_free": True, "max_length": None}, "TRL packing": {"packing": True, "packing_strategy": "bfd"},
+              "train.py, checkpointing": ["--micro-tokens", "65536", "--checkpointing", "full"],
+              "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True}}
+# random weights of real shapes: hidden, intermediate, layers, heads, key heads, head size, words; and how train.py is to train them
+SHAPES = {"0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
+          "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing", "full"]),
+          "12 B, all weights": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "full"]),
+          "12 B, LoRA": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "full", "--lora", "16", "--micro-tokens", "2048"])}
+
+
+def data_arguments() -> list[str]:
+    return ["--data", *(str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in ("regular", "gramenist")), "--n", str(BATCH * (WARM_UP + STEPS))]
 
 
 def rows_in_order(base: str) -> list[dict]:
@@ -28,16 +42,16 @@ def rows_in_order(base: str) -> list[dict]:
     import train
     tokenizer = train.load_tokenizer(base)
     train.give_template(tokenizer)
-    return train.build_rows(train.parse_args(["--base", base, *DATA]), tokenizer)[0]
+    return train.build_rows(train.parse_args(["--base", base, *data_arguments()]), tokenizer)[0]
 
 
-def run_ours(base: str, out: Path) -> dict:
+def run_ours(base: str, out: Path, more: list[str]) -> dict:
     import train
     import torch
     slots = []   # what the embedding is really asked for, padding and all; the self-test's 18 tokens aside
     torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, inputs: slots.append(inputs[0].numel()) if isinstance(module, torch.nn.Embedding) and inputs[0].numel() > 18 else None)
-    sys.argv = ["train.py", "--base", base, *DATA, "--batch", str(BATCH), "--out", str(out), "--lr", "1e-5"]
+    sys.argv = ["train.py", "--base", base, *data_arguments(), "--batch", str(BATCH), "--out", str(out), "--lr", "1e-5", *more]
     train.main()
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     timed, device = log[WARM_UP:], train.pick_device()
@@ -47,12 +61,12 @@ def run_ours(base: str, out: Path) -> dict:
 
 
 def run_trl(base: str, out: Path, more: dict) -> dict:
-    import torch
     import train
+    import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    rows, cpu = rows_in_order(base), not torch.cuda.is_available()
+    rows = rows_in_order(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=train.pick_dtype(train.pick_device()))
 
     class InOrder(SFTTrainer):
@@ -63,12 +77,12 @@ def run_trl(base: str, out: Path, more: dict) -> dict:
         times = [time.time()]
 
         def on_step_end(self, *_, **__):
-            if not cpu:
+            if GPU:
                 torch.cuda.synchronize()
             self.times.append(time.time())
     config = SFTConfig(output_dir=str(out), per_device_train_batch_size=1 if more.get("packing") else BATCH, num_train_epochs=1, learning_rate=1e-5, logging_steps=1,
-                       report_to="none", save_strategy="no", use_cpu=cpu, gradient_checkpointing=False, max_grad_norm=1.0, weight_decay=0.01, disable_tqdm=True,
-                       completion_only_loss=True, **{"max_length": 1024, **more})
+                       report_to="none", save_strategy="no", use_cpu=not GPU, max_grad_norm=1.0, weight_decay=0.01, disable_tqdm=True,
+                       completion_only_loss=True, **{"max_length": 1024, "gradient_checkpointing": False, **more})
     data = Dataset.from_dict({"input_ids": [r["ids"] for r in rows], "completion_mask": [r["mask"] for r in rows]})
     trainer = InOrder(model=model, args=config, train_dataset=data, processing_class=train.load_tokenizer(base), callbacks=[Clock])
     trainer.train()
@@ -80,9 +94,9 @@ def run_trl(base: str, out: Path, more: dict) -> dict:
     return {"losses": losses, "memory_gb": train.used_gb(train.pick_device()), "tokens_per_s": tokens / (times[-1] - times[-1 - timed])}
 
 
-def measure(name: str, base: str) -> dict:
+def measure(name: str, base: str, more: list[str] = ()) -> dict:
     """Run one contender in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, base, "--only", name], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, base, "--only", name, *more], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"bench_train.py: {name} failed: {done.stderr[-1500:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -98,24 +112,42 @@ def compare(title: str, base: str, rounds: int) -> None:
         assert "packing" in name or abs(runs[0]["losses"][0] - ours["losses"][0]) < 0.02 * ours["losses"][0], (name, runs[0]["losses"], ours["losses"])
     speed = {name: statistics.median(run["tokens_per_s"] for run in runs) for name, runs in results.items()}
     memory = {name: max(run["memory_gb"] for run in runs) for name, runs in results.items()}
-    print(f"\n{title}: {ours['device']}, {ours['dtype']}, torch {ours['torch']}; {ours['of_peak']:.0%} of the measured matrix rate, {ours['slots']:.0%} of the slots filled, "
-          f"first loss {ours['losses'][0]:.3f}, {rounds} rounds of {STEPS} steps of {BATCH} rows")
-    print(f"  {'':18}{'real tokens/s':>14}{'train.py is':>13}{'peak GB':>9}{'train.py needs':>16}{'first loss':>12}")
+    print(f"\n{title}: {ours['device']}, {ours['dtype']}, torch {ours['torch']}; {ours['of_peak']:.0%} of the measured matrix rate, {ours['slots']:.1%} of the slots filled, "
+          f"{rounds} rounds of {STEPS} steps of {BATCH} rows; x: how often train.py's figure")
+    print(f"  {'':33}{'real tokens/s':>14}{'x':>7}{'peak GB':>9}{'x':>7}{'first loss':>12}")
     for name in CONTENDERS:
-        print(f"  {name:18}{speed[name]:14.0f}{speed['train.py'] / speed[name]:11.1f} x{memory[name]:9.1f}{memory['train.py'] / memory[name]:14.2f} x{results[name][0]['losses'][0]:12.3f}")
-    sys.stdout.flush()
+        print(f"  {name:33}{speed[name]:14.0f}{speed[name] / speed['train.py']:7.2f}{memory[name]:9.1f}{memory[name] / memory['train.py']:7.2f}{results[name][0]['losses'][0]:12.3f}")
+    trl = {name: value for name, value in speed.items() if "TRL" in name and "checkpointing" not in name}
+    lean, lean_trl = "train.py, checkpointing", "TRL padding-free, checkpointing"
+    print(f"  train.py / TRL default {speed['train.py'] / speed['TRL default']:.1f} x, / TRL's fastest {speed['train.py'] / max(trl.values()):.1f} x; memory / TRL default "
+          f"{memory['train.py'] / memory['TRL default']:.2f}; with checkpointing {memory[lean] / memory['TRL default']:.2f} of TRL default, {memory[lean] / memory[lean_trl]:.2f} of TRL with checkpointing, "
+          f"at {speed[lean] / speed['TRL default']:.1f} x and {speed[lean] / speed[lean_trl]:.1f} x their speed", flush=True)
 
 
-def small_vocabulary_model(folder: Path) -> str:
-    """A random Qwen3 with a byte-level tokenizer trained on the starter corpus."""
+def big_shapes(folder: Path) -> None:
+    """train.py alone: share of the machine's matrix rate (arithmetic with recomputation) and peak memory."""
+    print(f"\nrandom Qwen3 models of real shapes, {BATCH} rows a step")
+    for name, (shape, more) in SHAPES.items():
+        base = random_model(folder / "shape", *shape)
+        run = measure("train.py", base, more)
+        print(f"  {name:22}{run['tokens_per_s']:9.0f} tokens/s{run['of_peak']:6.0%} of the matrix rate{run['memory_gb']:8.1f} GB", flush=True)
+        shutil.rmtree(base)
+
+
+def random_model(folder: Path, hidden: int, inner: int, layers: int, heads: int, key_heads: int, head_dim: int, words: int) -> str:
+    """A Qwen3 of random weights, with a byte-level tokenizer of 300 words (rows become about four times as long)."""
     import torch
     import transformers
     from conftest import make_tokenizer
-    torch.manual_seed(0)
     make_tokenizer(folder)
-    config = transformers.Qwen3Config(vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-                                      head_dim=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    config = transformers.Qwen3Config(vocab_size=words, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+                                      head_dim=head_dim, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=words > 140_000)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if GPU else "cpu"):
+        torch.manual_seed(0)
+        model = transformers.Qwen3ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
     return str(folder)
 
 
@@ -124,15 +156,19 @@ def main() -> None:
     parser.add_argument("base", nargs="?", default=str(ROOT / "models" / "gemma-3-270m"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=CONTENDERS, help="run one contender and print its figures (what the benchmark calls)")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()  # what follows --only goes to train.py
+    if more and not args.only:
+        parser.error(f"unknown arguments: {' '.join(more)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.only:
-            more = CONTENDERS[args.only]
-            print(json.dumps(run_ours(args.base, folder / "run") if more is None else run_trl(args.base, folder / "run", more)))
+            settings = CONTENDERS[args.only]
+            print(json.dumps(run_trl(args.base, folder / "run", settings) if isinstance(settings, dict) else run_ours(args.base, folder / "run", settings + more)))
             return
         compare(Path(args.base).name, args.base, args.rounds)
-        compare("random Qwen3 of 8 layers, 32,000 words", small_vocabulary_model(folder / "small"), args.rounds)
+        compare("random Qwen3 of 8 layers, 32,000 words", random_model(folder / "small", 512, 1536, 8, 8, 4, 64, 32_000), args.rounds)
+        if GPU:
+            big_shapes(folder)
 
 
 if __name__ == "__main__":
