@@ -300,7 +300,8 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
     transformers builds no mask for an attention name it does not know and hands our keyword through; nothing is inferred from
     positions, which is where packing leaks silently. Returns [1, T, heads, head_dim].
     """
-    if query.is_cuda and query.dtype == torch.bfloat16:
+    scaling = scaling or query.shape[-1] ** -0.5
+    if query.is_cuda and query.dtype == torch.bfloat16 and query.shape[-1] <= 256:
         return varlen_attention(query, key, value, scaling, sliding_window, doc_lengths), None
     outputs = []
     for q, k, v in zip(query.split(doc_lengths, 2), key.split(doc_lengths, 2), value.split(doc_lengths, 2)):
@@ -308,7 +309,7 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
         if sliding_window and length > sliding_window:  # the window counts the token itself
             distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
             local = (distance >= 0) & (distance < sliding_window)
-        if local is None and length <= 1024 and q.device.type == "cpu":
+        if local is None and length <= 512 and q.device.type == "cpu":
             outputs.append(short_attention(q, k, v, scaling))
         else:
             outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=local, is_causal=local is None, scale=scaling,
@@ -579,7 +580,8 @@ class Optimizer:
     The moments are bf16, too, which BETAS allow: a step changes them by a tenth or a twentieth, and bf16 holds 1/256.
     Float32 weights have float32 moments and are never rounded.
     """
-    PIECE = 2**18  # parameters updated at once: their float32 copies stay in the cache
+    # parameters updated at once; on a CPU their float32 copies stay in the cache, and below 2 MB, from where on pages are fresh each time
+    PIECE = 2**25 if torch.cuda.is_available() else 2**18
 
     def __init__(self, model, weight_decay: float):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -724,7 +726,7 @@ def parse_args(argv=None):
     speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
     speed.add_argument("--checkpointing", default="off", metavar="off|full|K", help="recompute activations of every layer or every K-th")
-    speed.add_argument("--compile", action="store_true", help="torch.compile every layer: minutes of compiling, faster steps on a GPU")
+    speed.add_argument("--compile", action="store_true", help="torch.compile every layer (needs a C++ compiler on a CPU): a slow start, faster steps, less memory")
     args = parser.parse_args(argv)
     if args.merge and not args.lora:
         parser.error("--merge needs --lora")
