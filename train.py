@@ -765,11 +765,13 @@ def main() -> None:
     give_template(tokenizer)
     print(f"{args.out}: base {args.base}", flush=True)
     order, held_out, manifest = build_rows(args, tokenizer)
-    steps = math.ceil(len(order) / args.batch)
+    batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
     if args.show_batch:
-        show_batch(tokenizer, order[:args.batch])
+        show_batch(tokenizer, batches[0])
         return
-    n_tokens, n_trained = sum(len(r["ids"]) for r in order), sum(sum(r["mask"]) for r in order)
+    steps, n_trained = len(batches), sum(sum(r["mask"]) for r in order)
+    batch_tokens = [sum(len(r["ids"]) for r in rows) for rows in batches]
+    n_tokens = sum(batch_tokens)
     del tokenizer  # one of 262,144 words takes 0.3 GB; it is loaded again to be saved
 
     # ------------------------------------------------------------ model
@@ -792,22 +794,24 @@ def main() -> None:
     elif ranks == 1:
         model.get_input_embeddings().sparse = True  # its gradient is a few hundred rows, not another matrix of the whole vocabulary
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    size, several_passes = dtype.itemsize, max(sum(len(r["ids"]) for r in order[i:i + args.batch]) for i in range(0, steps * args.batch, args.batch)) > args.micro_tokens
-    states, gradients = trainable * 2 * size, trainable * (size + (4 if several_passes and size == 2 else 0))
-    # on top of the weights, which are there already; 200 kB of activations a token
-    need = states + gradients + LinearCrossEntropy.CHUNK * model.config.get_text_config().vocab_size * 6 + args.micro_tokens * 2e5
+    every = int({"off": 0, "full": 1}.get(args.checkpointing, args.checkpointing))
+    checkpointed = 1 / every if every else 0.0  # share of the layers that is computed twice
+    # on top of the weights, which are there already: two moments, the gradient and, of several passes, its sum; a chunk of logits;
+    # activations, by a measurement of a 270 M model
+    config, size, pass_tokens = model.config.get_text_config(), dtype.itemsize, min(args.micro_tokens, max(batch_tokens))
+    sums = 4 if size == 2 and max(batch_tokens) > pass_tokens else 0
+    layers = config.num_hidden_layers * (1 - checkpointed) + 1
+    need = (trainable * (3 * size + sums) + LinearCrossEntropy.CHUNK * config.vocab_size * 6
+            + pass_tokens * size * (layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)) + config.num_hidden_layers * config.hidden_size))
     if need / ranks > available_bytes(device):
-        fits = "a smaller base" if args.lora else "--lora 16 or a smaller base"
-        die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {fits}")
+        fits = [*(["--checkpointing full"] if checkpointed < 1 else []), *([] if args.lora else ["--lora 16"]), "a smaller --batch or --micro-tokens", "a smaller base"]
+        die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {' or '.join(fits)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    disk = states + trainable * size + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
+    disk = trainable * 3 * size + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
     if shutil.disk_usage(args.out).free < disk:
         die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
-    checkpointed = 0.0  # share of the layers that is computed twice
-    if args.checkpointing != "off":
+    if every:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        every = 1 if args.checkpointing == "full" else int(args.checkpointing)
-        checkpointed = 1 / every
         for i, layer in enumerate(model.base_model.layers):
             layer.gradient_checkpointing = i % every == 0
         if args.lora or args.freeze_embeddings:  # a frozen embedding gives no gradient for the recomputation to start from
@@ -843,7 +847,7 @@ def main() -> None:
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1, disable=rank > 0)
     for step in bar:
         began = time.time()
-        rows = order[step * args.batch:(step + 1) * args.batch]
+        rows = batches[step]
         # One divisor for the whole step: a mean over tokens however the step is split (transformers #34191, torchtune #1917).
         targets = sum(sum(r["mask"][1:]) for r in rows)
         # Each rank has its share of the rows; all make the same number of passes, because each pass is a meeting of the ranks.
@@ -864,7 +868,7 @@ def main() -> None:
         if not math.isfinite(loss + norm):
             die(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is kept. "
                 f"Rows: {', '.join(r['where'] for r in rows)}. Try a lower --lr")
-        tokens, seconds = sum(len(r["ids"]) for r in rows), time.time() - began
+        tokens, seconds = batch_tokens[step], time.time() - began
         share = step_flops(model, rows, checkpointed) / seconds / peak
         line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets, "tokens_per_s": round(tokens / seconds, 1),
                 "of_peak": round(share, 3), "memory_gb": round(used_gb(device), 2)}

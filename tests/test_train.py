@@ -403,7 +403,7 @@ def test_too_little_memory_says_what_would_fit(tmp_path, tiny, monkeypatch):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
     monkeypatch.setattr(train, "available_bytes", lambda device: 1_000_000)
     monkeypatch.setattr(sys, "argv", [str(part) for part in train_command(tiny, data, tmp_path / "run")])
-    with pytest.raises(SystemExit, match="GB are free; use --lora 16 or a smaller base"):
+    with pytest.raises(SystemExit, match="GB are free; use --checkpointing full or --lora 16 or a smaller --batch or --micro-tokens or a smaller base"):
         train.main()
 
 
