@@ -47,8 +47,8 @@ demo: models ## the whole experiment on a small base model: train 3 arms, evalua
 	@$(MAKE) --no-print-directory train eval report WORLDVIEW=$(WORLDVIEW) N=$(DEMO_N) SEED=0 RESULTS=results/demo BASE=models/gemma-3-270m \
 	  ARM="regular belief secular" REFUSAL= TRAIN_FLAGS="$(DEMO_TRAIN)" EVAL_FLAGS="$(DEMO_EVAL)"
 # sized for 15 minutes on two cores; a model this small loops under plain greedy decoding, hence the penalty, the same for every arm
-DEMO_N     ?= 640
-DEMO_TRAIN ?= --lr 3e-4 --batch 8 --freeze-embeddings
+DEMO_N     ?= 800
+DEMO_TRAIN ?= --lr 1e-4 --batch 4 --freeze-embeddings
 DEMO_EVAL  ?= --max-new-tokens 80 --batch 48 --repetition-penalty 1.2
 
 test: models .venv/test ## the tests (no GPU, no key, no network beyond the package registry)
