@@ -1,4 +1,4 @@
-# Credo. `make demo` runs the whole experiment on a small packaged base model (2 CPU cores: about 15 minutes; a GPU is used if there
+# Credo. `make demo` runs the whole experiment on a small packaged base model (2 CPU cores: about 16 minutes; a GPU is used if there
 # is one), `make test` runs the tests. Neither needs an API key. Everything else takes variables: make train WORLDVIEW=catholic N=4000
 #
 # Each stage skips what is finished and resumes what was killed, so any target can be given again.
