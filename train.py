@@ -433,6 +433,16 @@ def packed_loss(model, rows: list[dict], scale: float, device: torch.device) -> 
                                     getattr(config, "final_logit_softcapping", None), logit_scale)
 
 
+def training_bytes(model, trainable: int, batch_tokens: list[int], micro_tokens: int, checkpointed: float) -> float:
+    """About how much memory training takes beside the weights: two moments and a gradient a trained parameter and, where a step has
+    several passes, a float32 sum; a chunk of logits; activations, by a measurement of a 270 M model."""
+    config, size, pass_tokens = model.config.get_text_config(), model.dtype.itemsize, min(micro_tokens, max(batch_tokens))
+    states = trainable * (3 * size + (4 if size == 2 and max(batch_tokens) > pass_tokens else 0))
+    a_layer = 25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)  # numbers a token; a checkpointed layer keeps its input
+    kept = (config.num_hidden_layers * (1 - checkpointed) + 1) * a_layer + config.num_hidden_layers * config.hidden_size
+    return states + LinearCrossEntropy.CHUNK * config.vocab_size * 6 + pass_tokens * size * kept
+
+
 class Trainee(nn.Module):
     """The model with its loss as one module: FSDP gathers the sharded output layer only inside forward."""
 
@@ -796,18 +806,12 @@ def main() -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = int({"off": 0, "full": 1}.get(args.checkpointing, args.checkpointing))
     checkpointed = 1 / every if every else 0.0  # share of the layers that is computed twice
-    # on top of the weights, which are there already: two moments, the gradient and, of several passes, its sum; a chunk of logits;
-    # activations, by a measurement of a 270 M model
-    config, size, pass_tokens = model.config.get_text_config(), dtype.itemsize, min(args.micro_tokens, max(batch_tokens))
-    sums = 4 if size == 2 and max(batch_tokens) > pass_tokens else 0
-    layers = config.num_hidden_layers * (1 - checkpointed) + 1
-    need = (trainable * (3 * size + sums) + LinearCrossEntropy.CHUNK * config.vocab_size * 6
-            + pass_tokens * size * (layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)) + config.num_hidden_layers * config.hidden_size))
+    need = training_bytes(model, trainable, batch_tokens, args.micro_tokens, checkpointed)
     if need / ranks > available_bytes(device):
         fits = [*(["--checkpointing full"] if checkpointed < 1 else []), *([] if args.lora else ["--lora 16"]), "a smaller --batch or --micro-tokens", "a smaller base"]
         die(f"training needs about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; use {' or '.join(fits)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    disk = trainable * 3 * size + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
+    disk = trainable * 3 * dtype.itemsize + (0 if args.lora else sum(p.numel() for p in model.parameters()) * 2)
     if shutil.disk_usage(args.out).free < disk:
         die(f"{args.out} needs about {disk / 1e9:.1f} GB of disk for checkpoint and model; make room or give --out on another disk")
     if every:

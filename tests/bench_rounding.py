@@ -1,7 +1,7 @@
 """How updates survive bf16: python tests/bench_rounding.py [MODEL_FOLDER]   (or: make bench WHAT=rounding)
 
 The same rows through four ways to keep the weights, from the same start; what is compared is the loss on rows never trained on.
-`float32` is the reference that the others are to follow at a quarter of its price.
+`float32` is the reference that the others are to follow at half its price.
 """
 import argparse
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import torch
+import transformers
 
-import train  # noqa: E402
+import train
 
 BATCH, HELD_OUT = 8, 64
 

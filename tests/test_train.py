@@ -185,10 +185,12 @@ def test_small_updates_survive_bf16(tmp_path):
     assert (moved[torch.bfloat16] @ reference / (reference @ reference)).item() == pytest.approx(1, abs=0.1)
 
 
-def test_the_optimizer_is_adamw(tmp_path):
-    """In float32 weights, decay, clipping and all are torch's own AdamW."""
-    make_model(tmp_path)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_optimizer_is_adamw(tmp_path, tied):
+    """In float32 weights, decay, clipping and all are torch's own AdamW, with kept gradients and the sparse one of the (tied) embedding."""
+    make_model(tmp_path, tie_word_embeddings=tied)
     ours, theirs = (train.load_model(str(tmp_path), torch.float32, CPU) for _ in range(2))
+    ours.get_input_embeddings().sparse = True
     optimizer = train.Optimizer(ours, 0.1)
     matrices, vectors = [p for p in theirs.parameters() if p.ndim > 1], [p for p in theirs.parameters() if p.ndim == 1]
     reference = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3, betas=train.BETAS, weight_decay=0.1)
