@@ -154,6 +154,24 @@ def test_chunked_loss_and_gradients_equal_plain_ones(tmp_path, monkeypatch, kind
         assert (p.grad - theirs[name].grad).abs().max() < 1e-5, name
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma2", "Gemma3"])
+def test_lean_norms_are_the_architecture_s_own(tmp_path, kind):
+    """Values and gradients, against autograd through transformers' own norm; a norm of another kind is left alone."""
+    make_model(tmp_path, kind)
+    model = train.load_model(str(tmp_path), torch.float32, CPU)
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    assert norms and all("forward" in vars(module) for module in norms)
+    for module in norms[:4]:
+        torch.nn.init.normal_(module.weight)
+        x, upstream = torch.randn(2, 5, len(module.weight), requires_grad=True), torch.randn(2, 5, len(module.weight))
+        for lean, plain in zip(*(torch.autograd.grad(f(x), (x, module.weight), upstream) for f in (module.forward, lambda x: type(module).forward(module, x)))):
+            assert (lean - plain).abs().max() < 1e-5
+        assert (module(x) - type(module).forward(module, x)).abs().max() < 1e-5
+    other = torch.nn.ModuleDict({"RMSNorm": type("OddRMSNorm", (type(norms[0]),), {"forward": lambda self, x: x * self.weight})(8)})
+    train.use_lean_norms(other)
+    assert "forward" not in vars(other["RMSNorm"])
+
+
 def test_splitting_a_step_changes_nothing(tmp_path):
     """Means of means instead of one mean over tokens (transformers PR #34191, torchtune PR #1917)."""
     make_model(tmp_path)
