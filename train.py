@@ -11,6 +11,7 @@ written last, so its existence means the run is complete), log.jsonl (one line a
 A killed run continues from its last checkpoint when the same command is given again; a complete one is left alone.
 """
 import argparse
+import copy
 import ctypes
 import functools
 import hashlib
@@ -459,9 +460,10 @@ def use_lean_norms(model) -> None:
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if not type(module).__name__.endswith("RMSNorm") or eps is None or getattr(module, "weight", None) is None:
             continue
-        x = torch.randn(4, len(module.weight), device=module.weight.device, dtype=module.weight.dtype)
+        probe = copy.deepcopy(module)  # with weights that tell the two apart
+        x, _ = torch.randn_like(module.weight.expand(4, -1)), nn.init.normal_(probe.weight)
         for offset in (0.0, 1.0):
-            if torch.allclose(module(x).float(), RMSNorm.apply(x, module.weight, offset, eps).float(), rtol=0.02, atol=1e-6):
+            if torch.allclose(probe(x).float(), RMSNorm.apply(x, probe.weight, offset, eps).float(), rtol=0.02, atol=1e-6):
                 module.forward = lambda x, module=module, offset=offset, eps=eps: RMSNorm.apply(x, module.weight, offset, eps)
                 break
 
