@@ -21,13 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
-GPU = shutil.which("nvidia-smi") is not None   # torch is imported by train.py first, which sets how it takes memory
-BATCH, WARM_UP, STEPS = 64 if GPU else 8, 2, 6 if GPU else 4   # rows a step, steps not timed, steps timed
+GPU = shutil.which("nvidia-smi") is not None
+BATCH, WARM_UP, STEPS = 64 if GPU else 8, 2, 8   # rows a step, steps not timed, steps timed (memory grows over the first ones)
 CONTENDERS = {"train.py": ["--micro-tokens", "65536"], "train.py, compiled": ["--micro-tokens", "65536", "--compile"],
               "TRL padded": {}, "TRL padding-free": {"padding_free": True, "max_length": None}, "TRL packing": {"packing": True, "packing_strategy": "bfd"},
               "train.py, checkpointing": ["--micro-tokens", "65536", "--checkpointing", "full"],
               "TRL default (padded, checkpointing)": {"gradient_checkpointing": True},
               "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True}}
+# torch's own settings, which TRL's users have: importing train.py would change them
+TORCH_DEFAULTS = {"THP_MEM_ALLOC_ENABLE": "0", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
 # random weights of real shapes: hidden, intermediate, layers, heads, key heads, head size, words; and how train.py is to train them
 SHAPES = {"0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
           "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing", "full"]),
@@ -98,7 +100,8 @@ def run_trl(base: str, out: Path, more: dict) -> dict:
 
 def measure(name: str, base: str, more: list[str] = ()) -> dict:
     """Run one contender in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, base, "--only", name, *more], capture_output=True, text=True)
+    environment = os.environ | (TORCH_DEFAULTS if "TRL" in name else {})
+    done = subprocess.run([sys.executable, __file__, base, "--only", name, *more], capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"bench_train.py: {name} failed: {done.stderr[-1500:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -156,7 +159,7 @@ def random_model(folder: Path, hidden: int, inner: int, layers: int, heads: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", nargs="?", default=str(ROOT / "models" / "gemma-3-270m"))
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", choices=CONTENDERS, help="run one contender and print its figures (what the benchmark calls)")
     args, more = parser.parse_known_args()  # what follows --only goes to train.py
     if more and not args.only:
