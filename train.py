@@ -22,9 +22,11 @@ import platform
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -283,6 +285,13 @@ def build_rows(args, tokenizer) -> tuple[list[dict], list[dict], dict]:
     return order, held_out, {"sources": manifest, "n": n, "held_out": len(held_out)}
 
 
+def tokenized_rows(args) -> tuple[list[dict], list[dict], dict]:
+    """build_rows with the tokenizer and template of args.base."""
+    tokenizer = load_tokenizer(args.base)
+    give_template(tokenizer)
+    return build_rows(args, tokenizer)
+
+
 def pack(rows: list[dict], max_tokens: int) -> list[list[dict]]:
     """Split one step's rows into forward passes of at most max_tokens (first fit, longest first). No padding is ever made."""
     bins: list[list[dict]] = []
@@ -377,29 +386,21 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     hidden [N, H], weight [V, H], labels [N]. A 262,144-word vocabulary makes full logits the largest tensor of a step by far.
     The gradient is formed chunk by chunk in the forward pass (6NVH FLOP instead of 8); the weight's goes straight into weight.grad
-    where the optimizer keeps one. The two big buffers are kept from call to call: on a CPU the page faults of fresh ones cost more
-    than the arithmetic.
+    where the optimizer keeps one.
     """
-    CHUNK = 2048 if torch.cuda.is_available() else 256  # most tokens whose logits exist at once: 2048 x 262k x (2 + 4) B = 3 GB
+    CHUNK = 2048 if torch.cuda.is_available() else 192  # most tokens whose logits exist at once: 2048 x 262k x (2 + 4) B = 3 GB
     CPU_ROWS = 8   # rows turned into float32 at once, few enough to stay in the cache
-    buffers = {}
-
-    @classmethod
-    def buffer(cls, rows, weight, dtype):
-        key = (weight.shape[0], rows, dtype, weight.device)
-        if key not in cls.buffers:
-            cls.buffers[key] = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
-        return cls.buffers[key]
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, scale, softcap, logit_scale):
         cls, cpu = LinearCrossEntropy, hidden.device.type == "cpu"
         rows = cls.CPU_ROWS if cpu else cls.CHUNK
-        all_logits, block = cls.buffer(cls.CHUNK, weight, hidden.dtype), cls.buffer(rows, weight, torch.float32)
         grad_hidden, kept = torch.empty_like(hidden), weight.grad is not None
         grad_weight = weight.grad if kept else torch.zeros_like(weight) if weight.requires_grad else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = math.ceil(len(hidden) / math.ceil(len(hidden) / cls.CHUNK))  # even chunks: a small last one would cost as much as a big one
+        all_logits = torch.empty(size, len(weight), dtype=hidden.dtype, device=hidden.device)
+        block = torch.empty(min(rows, size), len(weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), size):
             h = hidden[start:start + size]
             logits = torch.mm(h, weight.t(), out=all_logits[:len(h)])
@@ -824,19 +825,17 @@ def main() -> None:
         die(f"{args.out} holds a run with other settings or data; give another --out or delete it")
 
     # ------------------------------------------------------------ data
-    tokenizer = load_tokenizer(args.base)
-    give_template(tokenizer)
     print(f"{args.out}: base {args.base}", flush=True)
-    order, held_out, manifest = build_rows(args, tokenizer)
+    # In a process of its own: a tokenizer of 262,144 words takes 0.3 GB and leaves a third of that behind. Ctrl-C is the parent's.
+    with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as tokenizing:
+        order, held_out, manifest = tokenizing.submit(tokenized_rows, args).result()
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
     if args.show_batch:
-        show_batch(tokenizer, batches[0])
+        show_batch(load_tokenizer(args.base), batches[0])
         return
     steps, n_trained = len(batches), sum(sum(r["mask"]) for r in order)
     batch_tokens = [sum(len(r["ids"]) for r in rows) for rows in batches]
     n_tokens = sum(batch_tokens)
-    del tokenizer  # one of 262,144 words takes 0.3 GB; it is loaded again to be saved
-    trim_heap()
 
     # ------------------------------------------------------------ model
     device = pick_device()
