@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -458,11 +459,11 @@ class RMSNorm(torch.autograd.Function):
 def use_lean_norms(model) -> None:
     """Give every norm that RMSNorm above reproduces its forward: Llama's and Qwen's scale by the weight, Gemma's by 1 + weight."""
     for module in model.modules():
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not type(module).__name__.endswith("RMSNorm") or eps is None or getattr(module, "weight", None) is None:
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None:
             continue
-        probe = copy.deepcopy(module)  # with weights that tell the two apart
-        x, _ = torch.randn_like(module.weight.expand(4, -1)), nn.init.normal_(probe.weight)
+        x, probe = torch.randn_like(weight.expand(4, -1)), copy.deepcopy(module)
+        nn.init.normal_(probe.weight)  # fresh weights of 0 or 1 would not tell the two apart
         for offset in (0.0, 1.0):
             if torch.allclose(probe(x).float(), RMSNorm.apply(x, probe.weight, offset, eps).float(), rtol=0.02, atol=1e-6):
                 module.forward = lambda x, module=module, offset=offset, eps=eps: RMSNorm.apply(x, module.weight, offset, eps)
@@ -827,8 +828,11 @@ def main() -> None:
     # ------------------------------------------------------------ data
     print(f"{args.out}: base {args.base}", flush=True)
     # In a process of its own: a tokenizer of 262,144 words takes 0.3 GB and leaves a third of that behind. Ctrl-C is the parent's.
-    with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as tokenizing:
-        order, held_out, manifest = tokenizing.submit(tokenized_rows, args).result()
+    try:
+        with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as tokenizing:
+            order, held_out, manifest = tokenizing.submit(tokenized_rows, args).result()
+    except BrokenProcessPool:
+        die("the process that tokenises the rows was killed, most likely for memory; give fewer rows or free some")
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
     if args.show_batch:
         show_batch(load_tokenizer(args.base), batches[0])

@@ -44,9 +44,7 @@ def data_arguments() -> list[str]:
 def rows_in_order(base: str) -> list[dict]:
     """The rows as train.py draws and tokenises them."""
     import train
-    tokenizer = train.load_tokenizer(base)
-    train.give_template(tokenizer)
-    return train.build_rows(train.parse_args(["--base", base, *data_arguments()]), tokenizer)[0]
+    return train.tokenized_rows(train.parse_args(["--base", base, *data_arguments()]))[0]
 
 
 def run_ours(base: str, out: Path, more: list[str]) -> dict:
