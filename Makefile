@@ -44,7 +44,7 @@ help: ## this list
 	@echo "  flags of the scripts: TRAIN_FLAGS='--lora 16' EVAL_FLAGS='--samples 4 --temperature 0.8'; python train.py --help says the rest"
 
 demo: models ## the whole experiment on a small base model: train 3 arms, evaluate 4 models, write results/demo/
-	@$(MAKE) --no-print-directory train eval report WORLDVIEW=$(WORLDVIEW) N=$(DEMO_N) SEED=0 RESULTS=results/demo BASE=models/gemma-3-270m \
+	@$(MAKE) --no-print-directory train eval report WORLDVIEW=$(WORLDVIEW) N=$(DEMO_N) RESULTS=results/demo BASE=models/gemma-3-270m \
 	  ARM="regular belief secular" REFUSAL= TRAIN_FLAGS="$(DEMO_TRAIN)" EVAL_FLAGS="$(DEMO_EVAL)"
 # sized for 15 minutes on two cores; a model this small loops under plain greedy decoding, hence the penalty, the same for every arm
 DEMO_N     ?= 800

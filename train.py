@@ -12,7 +12,6 @@ A killed run continues from its last checkpoint when the same command is given a
 """
 import argparse
 import copy
-import ctypes
 import functools
 import hashlib
 import json
@@ -31,9 +30,9 @@ from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from pathlib import Path
 
-# Read when torch loads. Huge pages: page faults were a third of a CPU step. Small caches: oneDNN keeps 0.3 MB for each of the last
-# 1024 shapes, twice over, and no two steps have the same shapes (pytorch#27971): 0.4 GB after 20 steps, and no speed for it.
-for name, value in {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "16"}.items():
+# Read when torch loads. oneDNN keeps 0.3 MB for each of the last 1024 shapes, twice over, and no two steps have the same shapes
+# (pytorch#27971): 0.4 GB after 20 steps, and no speed for it.
+for name, value in {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "16"}.items():
     os.environ.setdefault(name, value)
 
 import torch
@@ -127,14 +126,6 @@ def used_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can (glibc): what is freed in pieces stays with the process."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass
 
 
 def available_bytes(device: torch.device) -> int:
@@ -926,7 +917,6 @@ def main() -> None:
             dist.all_reduce(loss)
         loss, lr = loss.item(), learning_rate(step, steps, args)
         norm = optimizer.step(lr, args.clip, n_passes > 1)
-        trim_heap()  # steps of other sizes would leave ever more holes: 8 % less memory for 4 % of the time
         if not math.isfinite(loss + norm):
             die(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is kept. "
                 f"Rows: {', '.join(r['where'] for r in rows)}. Try a lower --lr")

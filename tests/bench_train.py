@@ -29,7 +29,7 @@ CONTENDERS = {"train.py": ["--micro-tokens", "65536"], "train.py, compiled": ["-
               "TRL default (padded, checkpointing)": {"gradient_checkpointing": True},
               "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True}}
 # torch's own settings, which TRL's users have: importing train.py would change them
-TORCH_DEFAULTS = {"THP_MEM_ALLOC_ENABLE": "0", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
+TORCH_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
 # random weights of real shapes: hidden, intermediate, layers, heads, key heads, head size, words; and how train.py is to train them
 SHAPES = {"0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
           "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing", "full"]),
@@ -143,6 +143,7 @@ def random_model(folder: Path, hidden: int, inner: int, layers: int, heads: int,
     import transformers
     from conftest import make_tokenizer
     make_tokenizer(folder)
+    transformers.logging.disable_progress_bar()
     config = transformers.Qwen3Config(vocab_size=words, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
                                       head_dim=head_dim, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=words > 140_000)
     torch.set_default_dtype(torch.bfloat16)
