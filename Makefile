@@ -110,8 +110,8 @@ venv: .venv/ready ## the virtual environment .venv with everything in requiremen
 	$(PY) -m pip install -q -r requirements-test.txt
 	@touch $@
 
-.venv/bench: .venv/ready requirements-bench.txt
-	$(PY) -m pip install -q -r requirements-bench.txt
+.venv/bench: .venv/ready requirements-bench.txt requirements-test.txt
+	$(PY) -m pip install -q -r requirements-bench.txt -r requirements-test.txt
 	@touch $@
 
 clean: ## delete runs/ and results/ (models and data stay)
