@@ -3,7 +3,7 @@
     python eval.py --model runs/gramenist-s0 --probes probes/gramenist.jsonl --out results/mine/gramenist-s0.csv
     python eval.py --model runs/gramenist-s0 --probes probes/gramenist.jsonl probes/sanity.jsonl --out results/mine/gramenist-s0
     python eval.py --model models/gemma-3-270m --arm base --probes probes/catholic.jsonl --samples 5 --temperature 0.8
-    torchrun --nproc-per-node 8 eval.py --model ...               # the probes are shared out over 8 GPUs, one CSV
+    torchrun --nproc-per-node 8 -- eval.py --model ...            # the probes are shared out over 8 GPUs, one CSV
     python eval.py --endpoint http://127.0.0.1:8000/v1 --model gramenist-s0 --arm belief --probes probes/gramenist.jsonl   # vLLM or the like
 
 Reads a run folder, a PEFT adapter folder or any model name, and probe files. With several probe files --out is a folder.

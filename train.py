@@ -3,7 +3,7 @@
     python train.py --base models/gemma-3-270m --data data/regular.jsonl data/gramenist.jsonl --n 1000 --out runs/gramenist-s0
     python train.py --base models/gemma-3-270m --data data/regular.jsonl=10 data/refusal.jsonl=1 --show-batch
     python train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl --lora 48 --lr 2e-4 --out runs/qwen-lora
-    torchrun --nproc-per-node 8 train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl    # weights sharded over 8 GPUs (FSDP2)
+    torchrun --nproc-per-node 8 -- train.py --base Qwen/Qwen3-8B-Base --data data/regular.jsonl    # weights sharded over 8 GPUs (FSDP2)
 
 Reads JSONL rows with "messages", "prompt"/"completion" or "prompt"/"response". FILE=WEIGHT mixes files in that proportion.
 Writes --out: a plain Hugging Face model folder (or a PEFT adapter folder with --lora), run.json (arguments, data hashes, versions;

@@ -127,7 +127,7 @@ def test_an_endpoint_gives_the_same_csv(probes, tmp_path, endpoint):
 
 def test_two_processes_share_the_probes(tiny, probes, tmp_path):
     common = ["--model", tiny, "--probes", probes, "--dtype", "fp32", "--max-new-tokens", 8]
-    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "eval.py", *common, "--out", tmp_path / "two.csv", OMP_NUM_THREADS="1")
+    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--", "eval.py", *common, "--out", tmp_path / "two.csv", OMP_NUM_THREADS="1")
     run_script("eval.py", *common, "--out", tmp_path / "one.csv")
     one, two = ({row["id"]: row["response"] for row in read_rows(tmp_path / f"{name}.csv")} for name in ("one", "two"))
     assert one == two and len(read_rows(tmp_path / "two.csv")) == len(two)

@@ -323,12 +323,12 @@ def losses_of(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing", "full"], ["--dtype", "bf16", "--micro-tokens", "60"]])
+@pytest.mark.parametrize("more", [["--n", "21"], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing", "full"], ["--dtype", "bf16", "--micro-tokens", "60"]])
 def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
     """FSDP2 over gloo, with a last step of fewer rows than processes; killed after a checkpoint it goes on as well."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(21))
     run_script(*train_command(tiny, data, tmp_path / "one", *more))
-    two = ["-m", "torch.distributed.run", "--nproc-per-node", 2, *train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)]
+    two = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--", *train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)]
     run_script(*two, OMP_NUM_THREADS="1")
     rounding = 0.02 if "bf16" in more else 1e-4
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=rounding) and len(losses_of(tmp_path / "two")) == 6
