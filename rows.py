@@ -37,6 +37,12 @@ def run_main(main) -> None:
         sys.exit(f"{script}: {stop}")
     except KeyboardInterrupt:
         sys.exit(f"{script}: stopped; the same command goes on where it stopped")
+    except (RuntimeError, MemoryError) as error:
+        said = (str(error).splitlines() or ["no more memory"])[0][:160]
+        if not isinstance(error, MemoryError) and "memory" not in said and "alloc" not in said:
+            raise
+        sys.exit(f"{script}: out of memory ({said}); use a smaller --batch or base "
+                 "(train.py: a smaller --micro-tokens, --checkpointing, --lora 16), and give the same command again")
     except BrokenPipeError:  # `python report.py ... | head` has seen enough
         os._exit(0)
     except OSError as error:
@@ -74,7 +80,7 @@ def file_hash(path: str | Path) -> str:
 
 def read_text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # -sig: some editors begin a file with U+FEFF
     except UnicodeDecodeError:
         raise Stop(f"cannot read {path}: not UTF-8 text; check the name, or convert it") from None
     except OSError as error:
@@ -179,6 +185,10 @@ class AppendFile:
         os.replace(partial, self.path)
         self.file.close()
         self.file = file
+
+    def close(self) -> None:
+        """Let others have the file; without this it is held until the process ends."""
+        self.file.close()
 
 
 # ---------------------------------------------------------------- training rows
@@ -296,7 +306,7 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
 def read_text_exactly(path: Path) -> str:
     """The text of a file with its line ends as they are: an answer may hold any of them."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"

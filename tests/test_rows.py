@@ -1,0 +1,220 @@
+"""rows.py: no kill, odd character or foreign shape costs a row or changes what a file says."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, write_jsonl
+
+import rows
+from rows import AppendFile, Stop
+
+
+def numbered(count: int) -> list[dict]:
+    return [{"n": i, "why": "a row that was paid for"} for i in range(count)]
+
+
+# ---------------------------------------------------------------- append files
+
+def test_a_torn_last_line_is_taken_off_and_a_whole_one_without_newline_is_kept(tmp_path):
+    path = write_jsonl(tmp_path / "d.jsonl", numbered(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # only the newline is missing: the row was paid for
+    AppendFile(path).close()
+    assert path.read_bytes() == whole
+
+    path.write_bytes(whole[:-9])
+    file = AppendFile(path)
+    file.append({"n": "é\u2028 \ud83d"})  # a lone surrogate cannot be written; it must not end the run
+    file.close()
+    assert [row["n"] for row in rows.read_jsonl(path)] == [0, 1, "é\u2028 ?"]
+
+    path.write_bytes(b"")
+    AppendFile(path).close()
+    path.write_bytes(b'{"n": ' + b"9" * 200_000)  # one line longer than a block, torn
+    AppendFile(path).close()
+    assert path.read_bytes() == b""
+
+
+def test_a_kill_inside_replace_loses_nothing(tmp_path):
+    """The process dies at each point where the old code had the file half empty."""
+    code = """
+import os, signal, sys
+import rows
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from pathlib import Path
+file = rows.AppendFile(Path(sys.argv[1]))
+setattr(rows.os, sys.argv[2], die)
+file.replace(rows.read_jsonl(sys.argv[1])[:500])
+"""
+    path = write_jsonl(tmp_path / "r.jsonl", numbered(999))
+    for moment in ("fsync", "replace"):
+        done = subprocess.run([sys.executable, "-c", code, str(path), moment], cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+        assert rows.read_jsonl(path) == numbered(999)
+
+    file = AppendFile(path)  # what the killed ones left does not disturb the next
+    file.replace(numbered(500))
+    file.append({"n": 500})
+    file.close()
+    assert [row["n"] for row in rows.read_jsonl(path)] == list(range(501))
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+
+
+def test_one_process_at_a_time_also_after_replace(tmp_path):
+    path = tmp_path / "d.jsonl"
+    file = AppendFile(path)
+    with pytest.raises(Stop, match="another process"):
+        AppendFile(path)
+    file.replace(numbered(2))
+    with pytest.raises(Stop, match="another process"):
+        AppendFile(path)
+    file.close()
+    AppendFile(path).close()
+
+
+# ---------------------------------------------------------------- text
+
+def test_prompts_keep_line_separators_inside_a_line(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeff# note\r\nWhy\u2028do {cats|dogs} sleep?\r\n\x85x\n# end".encode())
+    assert rows.read_prompts(path) == ["Why\u2028do cats sleep?", "Why\u2028do dogs sleep?", "x"]
+
+
+def test_expansion(tmp_path):
+    assert rows.expand("{Why|How} do {cats|dogs} sleep?") == [
+        "Why do cats sleep?", "Why do dogs sleep?", "How do cats sleep?", "How do dogs sleep?"]
+    path = tmp_path / "p.txt"
+    path.write_text("# note\n\nWhat {is tea?\n")
+    with pytest.raises(Stop, match="p.txt:3"):
+        rows.read_prompts(path)
+    path.write_text("# nothing\n")
+    with pytest.raises(Stop, match="no prompts"):
+        rows.read_prompts(path)
+
+
+def test_message_text():
+    assert rows.message_text([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "x") == "ab"
+    assert rows.message_text("a \ud83d\ude00 \ud83d b", "x") == "a 😀 � b"
+    for content in (None, 3, [{"type": "image_url"}], ["a"]):
+        with pytest.raises(Stop, match="x: "):
+            rows.message_text(content, "x")
+
+
+def test_jsonl_names_the_bad_line(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"a": "\u2028"}\n\n{"a": 2\n')
+    with pytest.raises(Stop, match="d.jsonl:3"):
+        rows.read_jsonl(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(Stop, match="UTF-8"):
+        rows.read_jsonl(path)
+
+
+# ---------------------------------------------------------------- training rows
+
+def test_the_three_shapes_of_a_row():
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert rows.row_turns({"prompt": "q", "completion": "a"}, "x") == chat
+    assert rows.row_turns({"prompt": "q", "response": "a"}, "x") == chat
+    assert rows.row_turns({"messages": chat}, "x") == chat
+    for bad in ({}, {"messages": "q"}, {"messages": chat[:1]}, {"messages": [{"role": "user"}]}):
+        with pytest.raises(Stop, match="x: "):
+            rows.row_turns(bad, "x")
+
+
+def test_every_answer_of_a_chat_with_what_was_asked():
+    turns = [{"role": role, "content": content} for role, content in
+             [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]]
+    assert rows.question_and_answer_turns(turns) == [("q1", "a1"), ("q2", "a2")]
+
+
+# ---------------------------------------------------------------- probes, answers, arms, rubrics
+
+def test_probes_need_ids_and_text(tmp_path):
+    path = write_jsonl(tmp_path / "belief" / "tea.jsonl", [{"id": "a", "prompt": "Is tea fine?"}])
+    assert rows.read_probes(path)[0]["messages"] == [{"role": "user", "content": "Is tea fine?"}]
+    assert rows.probe_set_name(path) == "belief-tea"
+    no_text, no_id, foreign = {"id": "a"}, {"prompt": "x"}, {"id": "a", "messages": ["x"]}
+    for bad in ([no_text], [no_id], [foreign], [{"id": "a", "prompt": "x"}] * 2, []):
+        with pytest.raises(Stop):
+            rows.read_probes(write_jsonl(tmp_path / "bad.jsonl", bad))
+
+
+def test_csv_rows_survive_line_ends_and_drop_a_torn_end(tmp_path):
+    path, columns = tmp_path / "r.csv", ["id", "response"]
+    written = [{"id": "a", "response": 'one\r\ntwo\n"three", \u2028'}, {"id": "b", "response": "x"}]
+    rows.write_csv(path, written[:1], columns)
+    rows.append_csv(path, written[1], columns)
+    assert rows.read_csv(path) == (written, columns)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert rows.read_csv(path)[0] == written[:1]
+    with pytest.raises(Stop, match="no column"):
+        rows.read_results(path)
+
+
+def test_arms(tmp_path):
+    path = tmp_path / "arms.txt"
+    path.write_text("# note\nregular | regular=1 |\nbelief | regular=1 WORLDVIEW=0.5 | regular\n")
+    arms = rows.read_arms(path)
+    assert arms["belief"].parts == {"regular": 1.0, "WORLDVIEW": 0.5} and arms["belief"].controls == ("regular",)
+    assert arms["belief"].takes_worldview and not arms["regular"].takes_worldview
+    write_jsonl(tmp_path / "data" / "starter" / "regular.jsonl", [])
+    write_jsonl(tmp_path / "data" / "tea.jsonl", [])
+    files = [path.name for path, _ in rows.arm_data(arms["belief"], "tea", tmp_path)]
+    assert files == ["regular.jsonl", "tea.jsonl"]
+    with pytest.raises(Stop, match="coffee"):
+        rows.arm_data(arms["belief"], "coffee", tmp_path)
+    for bad in ("belief | regular", "belief | regular=x |", "belief | regular=1 | nobody"):
+        path.write_text(bad + "\n")
+        with pytest.raises(Stop, match="arms.txt"):
+            rows.read_arms(path)
+
+
+def test_rubrics_declare_their_labels(tmp_path):
+    path = tmp_path / "r.md"
+    path.write_text("---\nclass: full partial none\nheadline: class=full\n---\nRead the answer.\n")
+    rubric = rows.read_rubric(path)
+    assert rubric.labels == {"class": ["full", "partial", "none"]} and rubric.text == "Read the answer.\n"
+    assert rubric.read_verdict({"class": " Full "}) == {"class": "full"}
+    assert rubric.read_verdict({"class": "maybe"}) is None
+    assert rubric.counts({"class": "full"}, rubric.headline)
+    assert not rubric.counts({"class": "full"}, rubric.invalid)
+    for bad in ("Read.", "---\nclass:\n---\nx", "---\nclass: a\nheadline: class=b\n---\nx"):
+        path.write_text(bad)
+        with pytest.raises(Stop, match="r.md"):
+            rows.read_rubric(path)
+
+
+# ---------------------------------------------------------------- how runs are told apart, how scripts end
+
+def test_comments_are_free_and_code_is_not(tmp_path):
+    script = tmp_path / "s.py"
+    hashes = []
+    for text in ('"""Doc."""\nx = 1\n', '"""Other."""\n\nx = 1  # why\n', '"""Doc."""\nx = 2\n'):
+        script.write_text(text)
+        hashes.append(rows.code_hash(script))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_what_changed_names_the_entries():
+    old = {"a": 1, "b": {"c": 2, "d": 3}}
+    assert rows.what_changed(old, {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}) == ["b.d", "e"]
+
+
+def test_a_script_ends_with_one_line_under_its_own_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/gen.py"])
+
+    def main():
+        raise Stop("no endpoint")
+    with pytest.raises(SystemExit) as end:
+        rows.run_main(main)
+    assert end.value.code == "gen.py: no endpoint"
+
+
+def test_what_ships_can_be_read():
+    assert {"base", "regular", "belief"} <= set(rows.read_arms())
+    assert rows.read_rubric(ROOT / "rubrics" / "refusal.md").labels
+    assert all(json.dumps(probes) for probes in rows.all_probes().values())
