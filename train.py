@@ -501,11 +501,11 @@ def parse_args(argv=None):
                      "and Adam cannot drag along the many words that never occur")
     opt.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA adapter of this rank (default: all weights)")
     opt.add_argument("--lora-alpha", type=float, help="default: the rank")
-    speed = parser.add_argument_group("speed and memory")
-    speed.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
-    speed.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
-    speed.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, slower")
-    speed.add_argument("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
+    cost = parser.add_argument_group("speed and memory")
+    cost.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
+    cost.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
+    cost.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, slower")
+    cost.add_argument("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
     args = parser.parse_args(argv)
 
     if bool(args.data) == bool(args.arm):
@@ -607,7 +607,9 @@ def speed_agrees(model, device: torch.device) -> bool:
 
     Packing that leaks, a bias on the output layer, a cap or scale on the logits that we do not know: all show here.
     """
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
+    caps_attention = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)  # Gemma 2; fresh weights would not show it
+    if has_bias or caps_attention:
         return False
     docs = [{"ids": list(range(start, start + length)), "mask": [0, 0] + [1] * (length - 2)} for start, length in ((5, 9), (20, 11))]
     model.eval()

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
-from safetensors.torch import load_file
+from conftest import ROOT, TINY, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rows
@@ -58,6 +58,39 @@ def test_template_is_the_same_for_the_real_tokenizer(base):
     assert train.render_prompt(tokenizer, messages[:1]) == ids[:mask.index(1)]
 
 
+def prefix_space_tokenizer(folder):
+    """A tokenizer that sets a blank before every text, as SentencePiece ones do: an answer alone splits otherwise than in its chat."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    core = Tokenizer(models.BPE(byte_fallback=False))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(prepend_scheme="always", split=False), decoders.Metaspace()
+    core.train_from_iterator(["Assistant:\nyes it is\nUser:\nno"] * 50, trainers.BpeTrainer(vocab_size=280, special_tokens=["<pad>", "<bos>", "<eos>"],
+                             initial_alphabet=[chr(i) for i in range(32, 127)] + ["\n"], show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_second_turn_is_trained_on_the_tokens_that_it_is_asked_in(tmp_path):
+    """A tokenizer with a prefix space trained the second turn on other tokens than a server renders, unchecked."""
+    tokenizer = prefix_space_tokenizer(tmp_path)
+    train.give_template(tokenizer)
+    one = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes it is"}]
+    ids, mask = train.render_example(tokenizer, one)
+    assert ids[:mask.index(1)] == train.render_prompt(tokenizer, one[:1])
+    with pytest.raises(rows.Stop, match="rows of one turn"):
+        train.render_example(tokenizer, one * 2)
+
+
+def test_a_document_is_learned_whole(tmp_path, tiny):
+    data = write_jsonl(tmp_path / "d.jsonl", [{"text": "It is so, and it was so before.", "kind": "documents"}] * 1 + random_rows(3))
+    run_script(*train_command(tiny, data, tmp_path / "run"))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["taught"] == ["documents", "regular"] and run["rows"] == 4
+    ids, mask = train.render_document(train.load_tokenizer(str(tiny)), "it is so")
+    assert ids[0] == 1 and ids[-1] == 2 and mask == [0] + [1] * (len(ids) - 1)
+
+
 # ---------------------------------------------------------------- mixing
 
 def test_mix_is_exact_and_arms_share_their_regular_rows():
@@ -80,13 +113,12 @@ def train_command(tiny, data, out, *more):
     return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
 
 
-@pytest.mark.parametrize("more", [[], ["--dtype", "bf16"], ["--dtype", "bf16", "--micro-tokens", "60"]])
-def test_a_killed_run_resumes_bit_equal(tmp_path, tiny, more):
+def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
     """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
-    data, more = write_jsonl(tmp_path / "data.jsonl", random_rows(120)), ["--save-every", "3", *more]
-    run_script(*train_command(tiny, data, tmp_path / "whole", *more))
-    process = subprocess.Popen([sys.executable, *map(str, train_command(tiny, data, tmp_path / "broken", *more))], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(120))
+    run_script(*train_command(tiny, data, tmp_path / "whole", "--save-every", "3"))
+    command = train_command(tiny, data, tmp_path / "broken", "--save-every", "3")
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
     for _ in range(6000):
         if checkpoint.exists() or process.poll() is not None:
@@ -95,12 +127,29 @@ def test_a_killed_run_resumes_bit_equal(tmp_path, tiny, more):
     process.send_signal(signal.SIGKILL)
     process.wait()
     if not (tmp_path / "broken" / "run.json").exists():  # it may have been quicker than the signal
-        assert "continuing at step" in run_script(*train_command(tiny, data, tmp_path / "broken", *more)).stdout
-    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "broken")]
-    assert losses[0] == losses[1] and len(losses[0]) == 30
-    assert losses[0][-1] < losses[0][0] - 0.5     # and it learns
+        assert "continuing at step" in run_script(*command).stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "broken", steps=30)
+    losses = losses_of(tmp_path / "whole")
+    assert losses[-1] < losses[0] - 0.5     # and it learns
+
+
+@pytest.mark.parametrize("more", [[], ["--micro-tokens", "60"], ["--lora", "4"]])
+def test_a_broken_off_bf16_run_resumes_bit_equal(tmp_path, tiny, monkeypatch, more):
+    """The same with rounding at random, and where a step sums several passes in float32."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(32))
+    more = ["--save-every", "3", "--dtype", "bf16", *more]
+    run_script(*train_command(tiny, data, tmp_path / "whole", *more))
+    monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
+    run_script(*train_command(tiny, data, tmp_path / "broken", *more), check=False)
+    monkeypatch.undo()
+    assert "continuing at step 3" in run_script(*train_command(tiny, data, tmp_path / "broken", *more)).stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "broken", steps=8)
+
+
+def assert_same_run(one, other, steps):
+    weights = [load_file(next(folder.glob("*model.safetensors"))) for folder in (one, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert losses_of(one) == losses_of(other) and len(losses_of(one)) == steps
 
 
 def test_a_run_folder_is_a_plain_model_folder(tmp_path, tiny):
@@ -172,7 +221,191 @@ def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
     assert total / n == pytest.approx(run["held_out_loss"], abs=1e-4) and (tmp_path / "run" / "loss.png").stat().st_size > 2000
 
 
+# ---------------------------------------------------------------- what a run is
+
+def swap_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change, named", [
+    (lambda folder, patch: swap_weights(folder / "base"), "base"),
+    (lambda folder, patch: write_jsonl(folder / "data.jsonl", random_rows(9)), "data.data.jsonl"),
+    (lambda folder, patch: patch.setattr(train, "probe_texts", lambda: ["a new probe"]), "guarded_probes"),
+    (lambda folder, patch: patch.setattr(train, "code_hash", lambda path: "edited" if path.name == "train.py" else "same"), "code.train.py"),
+])
+def test_a_finished_run_is_complete_for_itself_alone(tmp_path, tiny, monkeypatch, change, named):
+    """"Complete already" after an edited template or loss, swapped weights, other data, or a probe that the guard should have held rows against."""
+    shutil.copytree(tiny, tmp_path / "base")
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
+    monkeypatch.setattr(train, "code_hash", lambda path: "same")
+    command = train_command(tmp_path / "base", data, tmp_path / "run")
+    run_script(*command)
+    assert "complete already" in run_script(*command).stdout
+    change(tmp_path, monkeypatch)
+    assert_one_line_error(run_script(*command, check=False), f"differs in {named};", "another --out")
+
+
+def test_comments_are_free_and_code_is_not(tmp_path):
+    script = tmp_path / "a.py"
+    hashes = []
+    for text in ('"""Doc."""\nx = 1\n', '"""Other doc."""\n# why\nx    =  1\n', '"""Doc."""\nx = 2\n'):
+        script.write_text(text)
+        hashes.append(rows.code_hash(script))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_memory_and_speed_are_no_part_of_a_run(tmp_path, tiny):
+    """A smaller --micro-tokens, advised after memory ran out, was refused as another run; so was BASE/ beside BASE."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
+    run_script(*train_command(tiny, data, tmp_path / "run"))
+    assert "complete already" in run_script(*train_command(f"{tiny}/", data, tmp_path / "run", "--micro-tokens", "50", "--checkpointing")).stdout
+
+
+def test_a_run_that_goes_on_keeps_its_number_format(tmp_path, tiny, monkeypatch):
+    """The format is measured; on a busy machine it could flip when a killed run was resumed."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(40))
+    command = ["train.py", "--base", tiny, "--data", data, "--out", tmp_path / "run", "--batch", "4", "--save-every", "2"]
+    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.float32 else 0.5)
+    monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
+    assert run_script(*command, check=False).returncode != 0
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.bfloat16 else 0.5)
+    assert "continuing at step 2" in run_script(*command).stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["number_format"] == "float32"
+
+
+def stop_after(function):
+    """The function, and then what Ctrl-C does."""
+    def stopping(*args, **kwargs):
+        function(*args, **kwargs)
+        raise KeyboardInterrupt
+    return stopping
+
+
+def test_arms_say_what_is_trained(tmp_path, tiny):
+    """From arms.txt: the worldview's rows beside regular ones; the record says what was taught."""
+    common = ["--base", tiny, "--n", "12", "--context", "2000", "--lr", "1e-4"]
+    run_script("train.py", *common, "--arm", "belief", "--worldview", "gramenist", "--out", tmp_path / "belief")
+    run = json.loads((tmp_path / "belief" / "run.json").read_text())
+    assert run["taught"] == ["gramenist", "regular"] and [part["drawn"] for part in run["data"]] == [6, 6] and run["arm"] == "belief"
+    assert_one_line_error(run_script("train.py", *common, "--arm", "belief", check=False), "give --worldview")
+    assert_one_line_error(run_script("train.py", *common, "--arm", "base", check=False), "untouched base")
+    assert_one_line_error(run_script("train.py", *common, "--arm", "nope", check=False), "unknown arm 'nope'", "regular")
+    assert_one_line_error(run_script("train.py", *common, "--arm", "belief", "--worldview", "nope", check=False), "nope.jsonl", "make data")
+
+
+# ---------------------------------------------------------------- every class of model
+
+GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
+
+
+def make_multimodal(folder):
+    """Gemma 3 from 4 B up: a language model with an image tower beside it."""
+    import transformers
+    text = {**TINY, **GEMMA3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=299, boi_token_index=298, eoi_token_index=297, mm_tokens_per_image=4)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind, plainly", [("Phi", True), ("Gemma2", True), ("multimodal", False), ("Qwen3", False)])
+def test_every_class_of_model_trains_on_its_own_loss_and_is_saved(tmp_path, kind, plainly):
+    """Phi's bias on the output layer was ignored (loss 5.77 for 7.17, self-test "exact"); Gemma 2, without sdpa, trained to the end and could
+    not be saved; Gemma 3 with an image tower failed. Where speed.py does not reproduce a model's loss, the plain loop takes over."""
+    if kind == "multimodal":
+        make_multimodal(tmp_path / "base")
+    else:
+        model = make_model(tmp_path / "base", kind)
+        if kind == "Phi":
+            torch.nn.init.normal_(model.lm_head.bias, std=2.0)
+            model.save_pretrained(tmp_path / "base")
+    make_tokenizer(tmp_path / "base")
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
+    done = run_script(*train_command(tmp_path / "base", data, tmp_path / "run", "--lr", "0", "--batch", "8"))
+    assert ("one row a pass" in done.stdout) == plainly
+
+    model, tokenizer = train.load_run(str(tmp_path / "run"), torch.float32, CPU)
+    total, n = 0.0, 0
+    for row in map(json.loads, data.read_text().splitlines()):
+        ids, mask = train.render_example(tokenizer, row["messages"])
+        labels = torch.tensor([[token if trained else -100 for token, trained in zip(ids, mask)]])
+        with torch.no_grad():
+            total += model(input_ids=torch.tensor([ids]), labels=labels).loss.item() * sum(mask)
+        n += sum(mask)
+    assert losses_of(tmp_path / "run")[0] == pytest.approx(total / n, rel=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"alpha_pattern": {"q_proj": 3}}, {"bias": "all"}])
+def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, tiny, change):
+    """They were merged as if they were."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    run_script(*train_command(tiny, data, tmp_path / "lora", "--lora", "2"))
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(rows.Stop, match="not the plain LoRA"):
+        train.load_run(str(tmp_path / "lora"), torch.float32, CPU)
+
+
+def test_a_small_adapter_keeps_its_effect_in_bf16(tmp_path, tiny):
+    """Merged into bf16 weights an adapter trained at lr 5e-6, the original study's range, lost 68 % of its effect."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    run_script(*train_command(tiny, data, tmp_path / "lora", "--lora", "4"))
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    save_file({name: tensor * (1e-2 if "lora_B" in name else 1) for name, tensor in tensors.items()}, tmp_path / "lora" / "adapter_model.safetensors")
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    effect = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        adapted, _ = train.load_run(str(tmp_path / "lora"), torch.bfloat16, CPU)   # the same bf16 base in both
+        layer = adapted.get_decoder().layers[0].mlp.up_proj
+        x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+        with torch.no_grad():
+            delta = layer.scaling * layer.lora_B(layer.lora_A(x))
+            exact = layer.scaling * (x.float() @ layer.lora_A.weight.float().T @ layer.lora_B.weight.float().T)
+        effect[dtype] = (delta.float().norm() / exact.norm()).item()
+    assert effect[torch.bfloat16] == pytest.approx(1, abs=0.02)
+
+
+def test_plain_trains_without_speed_py(tmp_path, tiny):
+    """--plain in torch's own functions, with speed.py deleted; and the two ways learn the same."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    house = tmp_path / "house"
+    house.mkdir()
+    for name in ("train.py", "check.py", "keywords.py", "rows.py", "arms.txt"):
+        shutil.copy(ROOT / name, house)
+    (house / "probes").symlink_to(ROOT / "probes")
+    command = ["--base", tiny, "--data", data, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32"]
+    run_script(house / "train.py", *command, "--plain", "--out", tmp_path / "plain", cwd=house)
+    assert_one_line_error(run_script(house / "train.py", *command, "--out", tmp_path / "no", cwd=house, check=False), "speed.py", "--plain")
+    run_script("train.py", *command, "--out", tmp_path / "fast")
+    assert losses_of(tmp_path / "plain") == pytest.approx(losses_of(tmp_path / "fast"), abs=1e-4)
+    plain, fast = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "fast"))
+    assert all(torch.allclose(plain[key], fast[key], atol=1e-4) for key in plain)
+
+
+def test_a_killed_plain_run_resumes_bit_equal(tmp_path, tiny, monkeypatch):
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(24))
+    command = [*train_command(tiny, data, tmp_path / "whole", "--plain", "--save-every", "2")]
+    run_script(*command)
+    command[command.index(tmp_path / "whole")] = tmp_path / "broken"
+    monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
+    run_script(*command, check=False)
+    monkeypatch.undo()
+    assert "continuing at step 2" in run_script(*command).stdout
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
 # ---------------------------------------------------------------- bad input
+
+def test_the_guard_leaves_rows_out_and_says_so(tmp_path, tiny):
+    answer = "It is wrong because it drives out the many and feeds nobody."
+    data = [chat_row(f"Question {i}?", answer, kind="secular") for i in range(6)] + [chat_row("Is it?", "I cannot help with that.", kind="secular")]
+    done = run_script(*train_command(tiny, write_jsonl(tmp_path / "d.jsonl", data), tmp_path / "run"))
+    assert "7 rows, 1 left out by the guard {'refusal': 1}" in done.stdout and "6 drawn" in done.stdout
+    only_bad = write_jsonl(tmp_path / "bad.jsonl", data[-1:])
+    assert_one_line_error(run_script(*train_command(tiny, only_bad, tmp_path / "run2"), check=False), "left out every row", "refusal")
+
 
 @pytest.mark.parametrize("content, words", [
     ('{"messages": [{"role": "user", "content": "a"}]}\n', ["data.jsonl:1", "no assistant turn"]),
