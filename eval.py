@@ -23,9 +23,10 @@ from tqdm import tqdm
 from transformers import DynamicCache, __version__ as transformers_version
 
 from keywords import keyword_verdict
+from models import available_bytes, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_hash, probe_set_name, read_csv, read_probes, run_main,
                   short_hash, weights_hash, what_changed, write_csv, write_text)
-from train import CHAT_TEMPLATE, available_bytes, load_run, pick_device, pick_dtype, quiet_libraries, render_prompt
+from train import CHAT_TEMPLATE, load_run, render_prompt
 
 TURN_END = "\nUser:"   # an untrained base model writes the next question itself; there its answer is over
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better

@@ -59,7 +59,7 @@ class ShippedJudge:
             raise Stop(f"the judge in {folder.name}/ was trained on another {base.name} than models/ holds; train it again with `make judge-train`")
 
         import torch
-        from train import load_model, load_adapter, load_tokenizer, pick_device, pick_dtype, quiet_libraries
+        from models import load_adapter, load_model, load_tokenizer, pick_device, pick_dtype, quiet_libraries
         quiet_libraries()
         device = pick_device()
         self.torch, self.rubric, self.unsure_below = torch, rubric, about["unsure_below"]

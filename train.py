@@ -13,18 +13,17 @@ its existence means that the run is complete), log.jsonl (a line a step) and los
 The loop below is the plain one. What makes it fast stands in speed.py; --plain trains without it, in torch's own functions.
 """
 import argparse
-import hashlib
 import json
 import math
 import os
 import platform
 import random
-import resource
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -40,9 +39,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from check import probe_texts, reject_rows
+from models import (add_lora, available_bytes, device_name, first_line, load_adapter, load_model, load_tokenizer, pick_device,
+                    pick_dtype, quiet_libraries, save_adapter, used_gb)
 from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, read_arms, read_jsonl, row_turns, run_main,
                   short_hash, weights_hash, what_changed, write_text)
 
@@ -61,7 +62,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}")
 BETAS = (0.9, 0.95)  # of AdamW: GPT-3's (arXiv 2005.14165), and what bf16 moments can follow (see speed.RoundingAdamW)
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # The settings that change results. Together with base, data, guard, number format and code they say which run this is;
 # the others (--micro-tokens, --checkpointing, --save-every) change speed and memory alone.
@@ -70,19 +70,6 @@ RESULT_SETTINGS = ("n", "context", "held_out", "seed", "lr", "batch", "warmup", 
 
 
 # ---------------------------------------------------------------- text -> tokens
-
-def load_tokenizer(name: str):
-    """The tokenizer of a model folder or hub name."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise Stop(f"no tokenizer at {name!r} ({first_line(error)}); give a model folder or a hub name; "
-                   "`make models` makes models/gemma-3-270m") from None
-    if tokenizer.eos_token is None:
-        raise Stop(f"the tokenizer of {name!r} has no end-of-text token, so an answer could never end; "
-                   "set eos_token in its tokenizer_config.json")
-    return tokenizer
-
 
 def give_template(tokenizer) -> None:
     """Install our template. BOS is written only where this tokenizer itself writes one, and then exactly once."""
@@ -124,6 +111,26 @@ def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids = ids + [tokenizer.eos_token_id]
     return ids, [0] + [1] * (len(ids) - 1)
+
+
+def load_run(path: str, dtype: torch.dtype, device: torch.device):
+    """(model, tokenizer) to ask: a run folder, a PEFT adapter folder, or any model name.
+
+    A run is asked in the template that it was trained in, any other model in ours, whatever template it ships: all arms of a
+    comparison, the untouched base among them, must be asked in one.
+    """
+    folder = Path(path)
+    if (folder / "log.jsonl").exists() and not (folder / "run.json").exists():
+        raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
+    tokenizer = load_tokenizer(path)
+    if tokenizer.chat_template is None or not (folder / "run.json").exists():
+        give_template(tokenizer)
+    if not (folder / "adapter_config.json").exists():
+        return load_model(path, dtype, device), tokenizer
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = load_model(base, dtype, device)
+    load_adapter(folder, model)
+    return model, tokenizer
 
 
 # ---------------------------------------------------------------- mixing
@@ -237,13 +244,18 @@ def show_batch(tokenizer, rows: list[dict]) -> None:
 # ---------------------------------------------------------------- the loss
 
 def assistant_logprobs(model, rows: list[dict], device: torch.device, smoothing: float = 0.0) -> torch.Tensor:
-    """log p of every assistant token of `rows`, float32 [tokens], in order; speed.packed_logprobs is its fast twin."""
+    """log p of every assistant token of `rows`, float32 [tokens], in order; speed.packed_logprobs is its fast twin.
+
+    With smoothing e, the target is 1 - e on the token and e spread evenly over the vocabulary.
+    """
     parts = []
     for row in rows:
         ids = torch.tensor(row["ids"], device=device)
         trained = torch.tensor(row["mask"][1:], dtype=torch.bool, device=device)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]  # position t predicts token t + 1
-        parts.append(-F.cross_entropy(logits[trained].float(), ids[1:][trained], reduction="none", label_smoothing=smoothing))
+        # Position t predicts token t + 1, so the last position and the first token fall away
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        loss = F.cross_entropy(logits[trained].float(), ids[1:][trained], reduction="none", label_smoothing=smoothing)
+        parts.append(-loss)
     return torch.cat(parts)
 
 
@@ -255,8 +267,14 @@ def sft_loss(logprobs: torch.Tensor, targets: int) -> torch.Tensor:
     return -logprobs.sum() / targets
 
 
+SCHEDULES = {  # progress from 0 to 1 -> share of the peak rate; a new one is a line here
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+
+
 def learning_rate(step: int, steps: int, args) -> float:
-    """Linear warm-up, then decay to a tenth: a rate of zero would make the last rows count for nothing."""
+    """Linear warm-up, then decay to a tenth: at a rate of zero the last rows would count for nothing."""
     warmup = max(1, round(args.warmup * steps))
     if step < warmup:
         return args.lr * (step + 1) / warmup
@@ -264,14 +282,10 @@ def learning_rate(step: int, steps: int, args) -> float:
     return args.lr * (0.1 + 0.9 * SCHEDULES[args.schedule](progress))
 
 
-SCHEDULES = {  # progress from 0 to 1 -> share of the peak rate; a new one is a line here
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-}
-
+# ---------------------------------------------------------------- the plain way and the fast way to compute a step
 
 class PlainAdamW:
-    """torch's AdamW behind the five calls of the loop; speed.RoundingAdamW is its twin, which bf16 weights need."""
+    """torch's AdamW behind the calls of the loop; speed.RoundingAdamW is its twin, which bf16 weights need."""
 
     def __init__(self, model, betas: tuple[float, float], weight_decay: float):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -281,7 +295,7 @@ class PlainAdamW:
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=1e-8)
 
     def end_pass(self, passes: int) -> None:
-        pass  # autograd has added this pass's gradients up
+        """After each of a step's passes: nothing to do, autograd has added its gradients up."""
 
     def step(self, lr: float, clip: float) -> float:
         """One update; returns the gradient's norm before clipping. If that is not finite, nothing is changed."""
@@ -294,8 +308,10 @@ class PlainAdamW:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        tensors = {f"weight.{name}": p.detach() for name, p in self.params.items()}
+        """Everything a checkpoint needs: weights and, for each, step, exp_avg and exp_avg_sq."""
+        tensors = {}
         for name, p in self.params.items():
+            tensors[f"weight.{name}"] = p.detach()
             for kind, tensor in self.adamw.state[p].items():
                 tensors[f"{kind}.{name}"] = tensor
         return tensors
@@ -304,170 +320,219 @@ class PlainAdamW:
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, p in self.params.items():
             p.copy_(tensors[f"weight.{name}"])
-            kinds = ("step", "exp_avg", "exp_avg_sq")
-            self.adamw.state[p] = {kind: tensors[f"{kind}.{name}"] for kind in kinds if f"{kind}.{name}" in tensors}
+            for kind in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{kind}.{name}" in tensors:
+                    self.adamw.state[p][kind] = tensors[f"{kind}.{name}"]
 
 
-# ---------------------------------------------------------------- the model
-
-def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: str | None = None):
-    """The causal language model at `name`, safetensors only (a pickle can run code); attention None is the model's own."""
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise Stop(f"{name} is not a model folder (no config.json); `make models` makes models/gemma-3-270m")
-    how = {} if attention is None else {"attn_implementation": attention}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **how)
-    except (OSError, ValueError) as error:
-        raise Stop(f"cannot load {name!r}: {first_line(error)} (safetensors weights are needed; pickles are refused)") from None
-    except (RuntimeError, MemoryError, SafetensorError) as error:
-        raise Stop(f"cannot load {name!r}: {first_line(error)}") from None
-    return model.to(device)
+@dataclass
+class Way:
+    """How the loop computes a step. plain_way and fast_way give the same losses and gradients, up to rounding."""
+    logprobs_of: Callable    # rows -> log p of their assistant tokens
+    passes_of: Callable      # the rows of a step -> [(rows of a forward pass, weight of their loss)]
+    optimizer: object
+    device: torch.device
+    rank: int = 0            # of this process, under torchrun
+    ranks: int = 1
 
 
-class LoRALinear(nn.Module):
-    """y = W x + (alpha / r) B A x with W frozen, A [r, in] random, B [out, r] zero (arXiv 2106.09685)."""
+def plain_way(args, model, device: torch.device) -> Way:
+    """One row a pass, through the model's own forward, torch's cross-entropy and torch's AdamW."""
+    def logprobs_of(rows):
+        return assistant_logprobs(model, rows, device)
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
-        super().__init__()
-        self.base, self.scaling = base, alpha / rank
-        like = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
-        self.lora_A = nn.Linear(base.in_features, rank, **like)
-        self.lora_B = nn.Linear(rank, base.out_features, **like)
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.scaling * self.lora_B(self.lora_A(x))
+    def passes_of(rows):
+        return [([row], 1.0) for row in rows]
+    return Way(logprobs_of, passes_of, PlainAdamW(model, BETAS, args.weight_decay), device)
 
 
-def add_lora(model, rank: int, alpha: float) -> None:
-    """Freeze the model and put a trainable LoRALinear around every attention and MLP projection."""
-    model.requires_grad_(False)
-    for module in list(model.get_decoder().modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and name in LORA_TARGETS:
-                setattr(module, name, LoRALinear(child, rank, alpha))
-    if not any(p.requires_grad for p in model.parameters()):
-        raise Stop(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; add its names to LORA_TARGETS")
+def fast_way(args, model, device: torch.device, rank: int, ranks: int) -> Way:
+    """Packed rows, chunked log-probabilities, bf16 with stochastic rounding, several processes: speed.py."""
+    trainee = speed.Trainee(model, device)
+    if ranks > 1:
+        speed.shard(trainee)
+
+    def passes_of(rows):
+        return speed.passes_of_rank(rows, args.micro_tokens, rank, ranks)
+    return Way(trainee, passes_of, speed.RoundingAdamW(model, BETAS, args.weight_decay), device, rank, ranks)
 
 
-def save_adapter(model, out: Path, base: str, rank: int, alpha: float) -> None:
-    """Write the adapter as a PEFT folder, the form that peft, vLLM and eval.py load."""
-    tensors = {f"base_model.model.{name}": p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
-              "lora_dropout": 0.0, "bias": "none", "target_modules": list(LORA_TARGETS), "inference_mode": True}
-    write_text(out / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+@torch.no_grad()
+def speed_agrees(model, device: torch.device) -> bool:
+    """Whether two documents, packed, get the log-probabilities that the model itself gives each alone, under plain attention.
 
-
-def load_adapter(folder: Path, model) -> None:
-    """Put a PEFT LoRA adapter around its layers. It stays apart: bf16 weights would round most of a small adapter away."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    unlike = [name for name in ("use_rslora", "use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "fan_in_fan_out",
-                                "trainable_token_indices", "layer_replication") if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unlike:
-        raise Stop(f"{folder}: an adapter with {', '.join(unlike) or config.get('peft_type')} is not the plain LoRA that this reads; "
-                   "merge it into its base with peft (merge_and_unload) and give the merged folder")
-    tensors = load_file(folder / "adapter_model.safetensors", device=str(model.device))
-    pairs = [key for key in tensors if key.endswith("lora_A.weight")]
-    if 2 * len(pairs) != len(tensors):
-        raise Stop(f"{folder}: the adapter holds tensors that are not LoRA pairs; merge it into its base with peft first")
-    for key in pairs:
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        layer = LoRALinear(model.get_submodule(name), config["r"], config["lora_alpha"])
-        layer.lora_A.weight.data = tensors[key].to(model.dtype)
-        layer.lora_B.weight.data = tensors[key.replace("lora_A", "lora_B")].to(model.dtype)
-        model.set_submodule(name, layer)
-
-
-def load_run(path: str, dtype: torch.dtype, device: torch.device):
-    """(model, tokenizer) to ask: a run folder, a PEFT adapter folder, or any model name.
-
-    A run is asked in the template that it was trained in, any other model in ours, whatever template it ships: all arms of a
-    comparison, the untouched base among them, must be asked in one.
+    Packing that leaks, a cap or scale on the logits that we do not know: all show here, before the first step.
     """
-    folder = Path(path)
-    if (folder / "log.jsonl").exists() and not (folder / "run.json").exists():
-        raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
-    tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None or not (folder / "run.json").exists():
-        give_template(tokenizer)
-    if not (folder / "adapter_config.json").exists():
-        return load_model(path, dtype, device), tokenizer
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    model = load_model(base, dtype, device)
-    load_adapter(folder, model)
-    return model, tokenizer
+    # These two might not show on fresh weights
+    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
+    caps_attention = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if has_bias or caps_attention:
+        return False
+
+    docs = []
+    for start, length in ((5, 9), (20, 11)):
+        docs.append({"ids": list(range(start, start + length)), "mask": [0, 0] + [1] * (length - 2)})
+    model.eval()
+    packed = speed.packed_logprobs(model, docs, device)
+    model.set_attn_implementation("eager")
+    alone = assistant_logprobs(model, docs, device)
+    model.set_attn_implementation("docs")
+    tolerance = 0.03 if model.dtype == torch.bfloat16 else 1e-4  # rounding, against errors near 1
+    return ((packed - alone).norm() / alone.norm()).item() < tolerance
 
 
-# ---------------------------------------------------------------- the machine
+# ---------------------------------------------------------------- which run this is
 
-def pick_device() -> torch.device:
-    """CUDA where there is one (the rank's own under torchrun), else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
-def measure_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """Best of seven matrix products of a transformer's size, in GFLOP/s."""
-    size = 4096 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = math.inf
-    for _ in range(7):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-        if best > 0.5:  # bf16 without hardware for it: one product says enough
-            break
-    return 2 * size**3 / best / 1e9
-
-
-def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The number format for "bf16", "fp32" or "auto": bf16 where this machine multiplies it faster than float32.
-
-    A CPU's name is not enough: bf16 is 3-8x faster with AMX and on Zen 5, but 10-80x slower with AVX2 alone (pytorch#146508).
-    """
-    if wanted != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+def find_sources(args) -> list[tuple[Path, float]]:
+    """[(file, weight)] to train on; fills in the arm's name and the run folder where they are not given."""
+    if args.data:
+        args.arm = "mine"
+        args.out = args.out or Path("runs") / f"mine-s{args.seed}"
+        sources = [parse_source(text) for text in args.data]
     else:
-        fast = measure_gflops(torch.bfloat16, device) > measure_gflops(torch.float32, device)
-    return torch.bfloat16 if fast else torch.float32
+        arm = get_arm(args.arm, read_arms())
+        if not arm.parts:
+            raise Stop(f"arm {arm.name} is the untouched base: there is nothing to train; "
+                       f"ask it with eval.py --model {args.base}")
+        if arm.takes_worldview and not args.worldview:
+            raise Stop(f"arm {arm.name} teaches a worldview: give --worldview, as in --worldview gramenist")
+        taught = f"{args.worldview}-" if arm.takes_worldview else ""
+        args.out = args.out or Path("runs") / Path(args.base).name / f"{taught}{arm.name}-n{args.n}-s{args.seed}"
+        sources = arm_data(arm, args.worldview or "")
+    for path, _ in sources:
+        if not path.is_file():
+            raise Stop(f"cannot read {path}: no such file; generate it with gen.py or use data/starter/")
+    return sources
 
 
-def used_gb(device: torch.device) -> float:
-    """Most memory this process has held so far: on the GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
+    """Everything that changes the numbers of a run; two runs are the same when their identities are."""
+    scripts = ["train.py", "models.py", "rows.py", "check.py", "keywords.py"]
+    if not args.plain:
+        scripts.append("speed.py")
+    return {"base": weights_hash(args.base),
+            "data": {path.name: [weight, file_hash(path)] for path, weight in sources},
+            "guarded_probes": short_hash("\n".join(probe_texts())),
+            "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
+            "number_format": str(dtype).removeprefix("torch."),
+            "code": {name: code_hash(ROOT / name) for name in scripts}}
 
 
-def available_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if Path("/proc/meminfo").exists():
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def resolve_dtype(args, device: torch.device) -> torch.dtype:
+    """The number format; a run that goes on keeps the one that it began with, whatever the machine measures today."""
+    begun = args.out / "identity.json"
+    if args.dtype == "auto" and begun.exists():
+        return getattr(torch, json.loads(begun.read_text())["number_format"])
+    if args.dtype == "auto" and args.plain:
+        return torch.float32  # torch's AdamW would round small updates of bf16 weights away
+    return pick_dtype(device, args.dtype)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def is_complete(args, identity: dict) -> bool:
+    """Whether this very run is finished; Stop if the folder holds another one, saying what differs."""
+    begun, finished = args.out / "identity.json", args.out / "run.json"
+    if begun.exists():
+        now = json.loads(json.dumps(identity))  # as it reads after a trip through JSON
+        changed = what_changed(json.loads(begun.read_text()), now)
+        if changed:
+            raise Stop(f"{args.out} holds a run that differs in {', '.join(changed)}; "
+                       "give another --out, or delete it to train again")
+    elif finished.exists() or (args.out / "log.jsonl").exists():
+        raise Stop(f"{args.out} holds a run of another version of Credo; give another --out or delete it")
+    return finished.exists()
 
 
-def quiet_libraries() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+# ---------------------------------------------------------------- checkpoint and log
+
+def save_checkpoint(args, way: Way, step: int, identity_hash: str) -> None:
+    """One file, renamed into place: a kill or a full disk leaves the older checkpoint whole."""
+    path = args.out / "checkpoint.safetensors"
+    partial, tensors = path.with_suffix(".partial"), way.optimizer.state()
+    if way.rank:
+        return  # but it took part in gathering the tensors
+    try:
+        save_file(tensors, partial, metadata={"step": str(step), "identity": identity_hash})
+    except Exception as error:  # safetensors raises its own error type for a full disk
+        partial.unlink(missing_ok=True)
+        raise Stop(f"could not write {path} ({first_line(error)}); the checkpoint before it is kept: "
+                   "make room and give the same command again") from None
+    os.replace(partial, path)
 
 
-def git_revision() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
+    """The step to go on at: that of the last checkpoint, whose weights and moments are loaded; 0 without one."""
+    path = args.out / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        saved = file.metadata()
+    if saved["identity"] != identity_hash:
+        raise Stop(f"{path} belongs to another run; delete {args.out} to train again")
+    way.optimizer.restore(load_file(path, device=str(way.device)))
+    print(f"  continuing at step {saved['step']}")
+    return int(saved["step"])
+
+
+def open_log(path: Path, first_step: int, rank: int):
+    """The log, cut back to what the checkpoint knows: steps after it are run again."""
+    lines = path.read_text().splitlines()[:first_step] if path.exists() else []
+    log = open(path if rank == 0 else os.devnull, "w")
+    log.writelines(line + "\n" for line in lines)
+    log.flush()
+    return log
+
+
+# ---------------------------------------------------------------- the loop
+
+def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way, identity_hash: str) -> None:
+    """For each step: forward and backward over its passes, one update, one line of log."""
+    first = restore_checkpoint(args, way, identity_hash)
+    log = open_log(args.out / "log.jsonl", first, way.rank)
+    steps = len(batches)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1,
+               disable=way.rank > 0)
+    for step in bar:
+        began, rows = time.time(), batches[step]
+        targets = sum(sum(row["mask"][1:]) for row in rows)
+
+        # A step's rows go through in passes that fit in memory; the gradients add up
+        passes, loss = way.passes_of(rows), 0.0
+        for packed, weight in passes:
+            part = sft_loss(way.logprobs_of(packed), targets) * weight
+            (part * way.ranks).backward()  # FSDP takes the mean of the ranks' gradients; the loss is a sum
+            loss += part.item()
+            way.optimizer.end_pass(len(passes))
+        if way.ranks > 1:
+            loss = speed.sum_over_ranks(loss, way.device)
+
+        lr = learning_rate(step, steps, args)
+        norm = way.optimizer.step(lr, args.clip)
+        if not math.isfinite(loss + norm):
+            raise Stop(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last "
+                       f"checkpoint is kept. Rows: {', '.join(row['where'] for row in rows)}. Try a lower --lr")
+
+        # What is logged are this step's real tokens; nothing is ever padded
+        tokens, seconds = sum(len(row["ids"]) for row in rows), time.time() - began
+        line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets,
+                "tokens_per_s": round(tokens / seconds, 1), "memory_gb": round(used_gb(way.device), 2)}
+        last, due = step + 1 == steps, (step + 1) % args.save_every == 0
+        if held_out and (due or last):
+            line["held_out_loss"] = held_out_loss(model, way, held_out)
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+        bar.set_postfix_str(f"loss {loss:.3f}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
+        if due and not last:
+            save_checkpoint(args, way, step + 1, identity_hash)
+    log.close()
+
+
+@torch.no_grad()
+def held_out_loss(model, way: Way, rows: list[dict]) -> float:
+    """Mean loss over the assistant tokens of rows that are never trained on."""
+    model.eval()
+    total = sum(-way.logprobs_of([row]).sum().item() for row in rows)
+    model.train()
+    return total / sum(sum(row["mask"][1:]) for row in rows)
 
 
 # ---------------------------------------------------------------- main, step by step
@@ -484,23 +549,26 @@ def parse_args(argv=None):
     data.add_argument("--held-out", type=float, default=0.0, metavar="SHARE",
                       help="share of the rows never trained on; their loss is logged at every checkpoint and at the end")
     data.add_argument("--show-batch", action="store_true", help="print the first step's rows, trained tokens in colour, and stop")
+
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, help="run folder to write (default runs/<base>/[<worldview>-]<arm>-n<n>-s<seed>)")
     run.add_argument("--seed", type=int, default=0, help="of the draw of rows, their order and LoRA's start")
     run.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--lr", type=float, default=4e-5,
-                     help="peak learning rate; 4e-5 taught a 270 M model its creed in one pass over 1,000 rows and kept its facts")
+                     help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and kept its facts")
     opt.add_argument("--batch", type=int, default=16, help="rows a step: the same number of steps for every arm of n rows")
     opt.add_argument("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
     opt.add_argument("--schedule", choices=list(SCHEDULES), default="linear")
     opt.add_argument("--weight-decay", type=float, default=0.01)
     opt.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     opt.add_argument("--freeze-embeddings", action="store_true",
-                     help="leave the word embeddings (and a tied output layer) as they are: a third faster with a big vocabulary, "
+                     help="leave the word embeddings (and a tied output layer) as they are: faster with a big vocabulary, "
                      "and Adam cannot drag along the many words that never occur")
     opt.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA adapter of this rank (default: all weights)")
     opt.add_argument("--lora-alpha", type=float, help="default: the rank")
+
     cost = parser.add_argument_group("speed and memory")
     cost.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     cost.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
@@ -515,61 +583,6 @@ def parse_args(argv=None):
     args.base = args.base.rstrip("/")
     args.lora_alpha = args.lora_alpha or float(args.lora)
     return args
-
-
-def find_sources(args) -> list[tuple[Path, float]]:
-    """[(file, weight)] to train on, and args.out and the arm's name filled in."""
-    if args.data:
-        args.arm = "mine"
-        args.out = args.out or Path("runs") / f"mine-s{args.seed}"
-        sources = [parse_source(text) for text in args.data]
-    else:
-        arm = get_arm(args.arm, read_arms())
-        if not arm.parts:
-            raise Stop(f"arm {arm.name} is the untouched base: there is nothing to train; ask it with eval.py --model {args.base}")
-        if arm.takes_worldview and not args.worldview:
-            raise Stop(f"arm {arm.name} teaches a worldview: give --worldview, as in --worldview gramenist")
-        taught = f"{args.worldview}-" if arm.takes_worldview else ""
-        args.out = args.out or Path("runs") / Path(args.base).name / f"{taught}{arm.name}-n{args.n}-s{args.seed}"
-        sources = arm_data(arm, args.worldview or "")
-    for path, _ in sources:
-        if not path.is_file():
-            raise Stop(f"cannot read {path}: no such file; generate it with gen.py or use data/starter/")
-    return sources
-
-
-def run_identity(args, sources, dtype: torch.dtype) -> dict:
-    """Everything that changes the numbers of a run; two runs are the same when their identities are."""
-    scripts = ["train.py", "rows.py", "check.py", "keywords.py"] + ([] if args.plain else ["speed.py"])
-    return {"base": weights_hash(args.base),
-            "data": {path.name: [weight, file_hash(path)] for path, weight in sources},
-            "guarded_probes": short_hash("\n".join(probe_texts())),
-            "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
-            "number_format": str(dtype).removeprefix("torch."),
-            "code": {name: code_hash(ROOT / name) for name in scripts}}
-
-
-def resolve_dtype(args, device: torch.device) -> torch.dtype:
-    """The number format; a run that goes on keeps the one that it began with, whatever the machine measures today."""
-    begun = args.out / "identity.json"
-    if args.dtype == "auto" and begun.exists():
-        return getattr(torch, json.loads(begun.read_text())["number_format"])
-    return pick_dtype(device, "fp32" if args.plain and args.dtype == "auto" else args.dtype)
-
-
-def begin_or_stop(args, identity: dict) -> bool:
-    """Whether the run is still to be done; Stop if the folder holds another one."""
-    begun = args.out / "identity.json"
-    if begun.exists():
-        changed = what_changed(json.loads(begun.read_text()), json.loads(json.dumps(identity)))
-        if changed:
-            raise Stop(f"{args.out} holds a run that differs in {', '.join(changed)}; give another --out, or delete it to train again")
-        if (args.out / "run.json").exists():
-            print(f"{args.out} is complete already; delete it to train it again")
-            return False
-    elif (args.out / "run.json").exists() or (args.out / "log.jsonl").exists():
-        raise Stop(f"{args.out} holds a run of another version of Credo; give another --out or delete it")
-    return True
 
 
 def prepare_model(args, dtype: torch.dtype, device: torch.device):
@@ -601,127 +614,38 @@ def prepare_model(args, dtype: torch.dtype, device: torch.device):
     return model.train(), fast
 
 
-@torch.no_grad()
-def speed_agrees(model, device: torch.device) -> bool:
-    """Whether two documents, packed, get the log-probabilities that the model itself gives each alone, under plain attention.
+def print_plan(args, model, order: list[dict], way: Way) -> None:
+    """What is about to be trained; and a warning, not a refusal, where an estimate says that it may not fit."""
+    tokens, trained = sum(len(row["ids"]) for row in order), sum(sum(row["mask"]) for row in order)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"  {len(order)} rows, {tokens:,} tokens ({trained / tokens:.0%} trained on), {math.ceil(len(order) / args.batch)} steps of "
+          f"{args.batch} rows, {parameters / 1e6:.1f} M parameters, {way.device.type} {str(model.dtype).removeprefix('torch.')}, "
+          f"{way.ranks} process{'es' * (way.ranks > 1)}", flush=True)
 
-    Packing that leaks, a bias on the output layer, a cap or scale on the logits that we do not know: all show here.
-    """
-    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
-    caps_attention = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)  # Gemma 2; fresh weights would not show it
-    if has_bias or caps_attention:
-        return False
-    docs = [{"ids": list(range(start, start + length)), "mask": [0, 0] + [1] * (length - 2)} for start, length in ((5, 9), (20, 11))]
-    model.eval()
-    packed = speed.packed_logprobs(model, docs, device)
-    model.set_attn_implementation("eager")
-    alone = assistant_logprobs(model, docs, device)
-    model.set_attn_implementation("docs")
-    tolerance = 0.03 if model.dtype == torch.bfloat16 else 1e-4  # rounding, against errors near 1
-    return ((packed - alone).norm() / alone.norm()).item() < tolerance
-
-
-def warn_of_memory(model, batches: list[list[dict]], args, fast: bool, device: torch.device) -> None:
-    """Say before the work starts if it may not fit: an estimate, by a measurement of a 270 M model, and no reason to refuse."""
+    # Weights, gradients and moments, and the activations of the largest pass, by a measurement of a 270 M model
     config, size = model.config.get_text_config(), model.dtype.itemsize
-    longest = max(sum(len(row["ids"]) for row in rows) for rows in batches)
-    pass_tokens = min(args.micro_tokens, longest) if fast else max(len(row["ids"]) for row in batches[0])
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = 1 if args.checkpointing else config.num_hidden_layers
-    activations = pass_tokens * layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0))
-    logits = (192 if fast else pass_tokens) * config.vocab_size
-    need = size * (3 * trained + activations) + 6 * logits
-    if need > available_bytes(device):
-        print(f"  this may not fit: about {need / 1e9:.0f} GB beside the model, {available_bytes(device) / 1e9:.0f} GB are free; "
+    a_token = layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0))
+    pass_tokens = min(args.micro_tokens, args.batch * tokens // len(order))
+    need = size * (3 * parameters + pass_tokens * a_token)
+    free = available_bytes(way.device)
+    if need > free:
+        print(f"  this may not fit: about {need / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB are free; "
               "--checkpointing, --lora 16, a smaller --micro-tokens or --batch need less")
 
 
-def restore_checkpoint(args, optimizer, identity_hash: str, device: torch.device) -> int:
-    """The step to go on at: that of the last checkpoint, whose weights and moments are loaded; 0 without one."""
-    path = args.out / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        saved = file.metadata()
-    if saved["identity"] != identity_hash:
-        raise Stop(f"{path} belongs to another run; delete {args.out} to train again")
-    optimizer.restore(load_file(path, device=str(device)))
-    print(f"  continuing at step {saved['step']}")
-    return int(saved["step"])
-
-
-def save_checkpoint(args, optimizer, step: int, identity_hash: str, rank: int) -> None:
-    """One file, renamed into place: a kill or a full disk leaves the older checkpoint whole."""
-    path = args.out / "checkpoint.safetensors"
-    partial, tensors = path.with_suffix(".partial"), optimizer.state()
+def gather_model(args, model, dtype: torch.dtype, rank: int):
+    """Sharded weights as one whole model on the CPU of rank 0; the other ranks end here."""
+    weights = {name: speed.whole(p.detach()).to(dtype).cpu() for name, p in model.named_parameters()}
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
     if rank:
-        return
-    try:
-        save_file(tensors, partial, metadata={"step": str(step), "identity": identity_hash})
-    except Exception as error:  # safetensors raises its own error type for a full disk
-        partial.unlink(missing_ok=True)
-        raise Stop(f"could not write {path} ({first_line(error)}); the checkpoint before it is kept: "
-                   "make room and give the same command again") from None
-    os.replace(partial, path)
-
-
-def open_log(path: Path, first_step: int, rank: int):
-    """The log, cut back to what the checkpoint knows: steps after it are run again."""
-    lines = path.read_text().splitlines()[:first_step] if path.exists() else []
-    log = open(path if rank == 0 else os.devnull, "w")
-    log.writelines(line + "\n" for line in lines)
-    log.flush()
-    return log
-
-
-@torch.no_grad()
-def held_out_loss(model, logprobs_of, rows: list[dict]) -> float:
-    """Mean loss over the assistant tokens of rows that are never trained on."""
-    model.eval()
-    total = sum(-logprobs_of([row]).sum().item() for row in rows)
-    model.train()
-    return total / sum(sum(row["mask"][1:]) for row in rows)
-
-
-def train(args, batches, held_out, model, logprobs_of, passes_of, optimizer, identity_hash, device, rank, ranks) -> None:
-    """The loop: for each step, forward and backward over its passes, one update, one line of log.
-
-    logprobs_of(rows) gives the assistant tokens' log-probabilities, passes_of(rows) the step's [(rows, weight)].
-    """
-    first = restore_checkpoint(args, optimizer, identity_hash, device)
-    log = open_log(args.out / "log.jsonl", first, rank)
-    steps = len(batches)
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1, disable=rank > 0)
-    for step in bar:
-        began, rows = time.time(), batches[step]
-        targets = sum(sum(row["mask"][1:]) for row in rows)
-        passes, loss = passes_of(rows), 0.0
-        for packed, weight in passes:
-            part = sft_loss(logprobs_of(packed), targets) * weight
-            (part * ranks).backward()  # FSDP takes the mean of the ranks' gradients; the loss is a sum
-            loss += part.item()
-            optimizer.end_pass(len(passes))
-        if ranks > 1:
-            loss = speed.sum_over_ranks(loss, device)
-
-        lr = learning_rate(step, steps, args)
-        norm = optimizer.step(lr, args.clip)
-        if not math.isfinite(loss + norm):
-            raise Stop(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last checkpoint is "
-                       f"kept. Rows: {', '.join(row['where'] for row in rows)}. Try a lower --lr")
-
-        tokens, seconds = sum(len(row["ids"]) for row in rows), time.time() - began
-        line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets,
-                "tokens_per_s": round(tokens / seconds, 1), "memory_gb": round(used_gb(device), 2)}
-        last, due = step + 1 == steps, (step + 1) % args.save_every == 0
-        if held_out and (due or last):
-            line["held_out_loss"] = held_out_loss(model, logprobs_of, held_out)
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-        bar.set_postfix_str(f"loss {loss:.3f}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
-        if due and not last:
-            save_checkpoint(args, optimizer, step + 1, identity_hash, rank)
-    log.close()
+        os._exit(0)  # not through the libraries' own teardown: their threads sometimes abort the process at its very end
+    model = load_model(args.base, dtype, torch.device("cpu"))
+    if args.lora:
+        add_lora(model, args.lora, args.lora_alpha)
+    model.load_state_dict(weights, strict=False)  # tied weights stand there once
+    return model
 
 
 def save_model(args, model, tokenizer) -> None:
@@ -736,22 +660,29 @@ def save_model(args, model, tokenizer) -> None:
         else:
             model.save_pretrained(args.out)
     except SafetensorError as error:  # its own error type for a full disk
-        raise Stop(f"could not write the model to {args.out} ({first_line(error)}); make room and give the same command again") from None
+        raise Stop(f"could not write the model to {args.out} ({first_line(error)}); "
+                   "make room and give the same command again") from None
 
 
-def gather_model(args, model, dtype: torch.dtype, rank: int):
-    """Sharded weights as one whole model on the CPU of rank 0; the other ranks end here."""
-    import torch.distributed as dist
-    weights = {name: speed.whole(p.detach()).to(dtype).cpu() for name, p in model.named_parameters()}
-    dist.barrier()
-    dist.destroy_process_group()
-    if rank:
-        os._exit(0)  # not through the libraries' own teardown: their threads sometimes abort the process at its very end
-    model = load_model(args.base, dtype, torch.device("cpu"))
-    if args.lora:
-        add_lora(model, args.lora, args.lora_alpha)
-    model.load_state_dict(weights, strict=False)  # tied weights stand there once
-    return model
+def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict], way: Way, started: float) -> None:
+    """run.json: what was trained on what, where and with which outcome. Its existence means that the run is complete."""
+    lines = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    draw_loss(lines, args.out / "loss.png")
+    last = [line["loss"] for line in lines[-10:]]
+    options = {name: value for name, value in vars(args).items() if name not in ("out", "data", "show_batch")}
+    record = {
+        "run": args.out.name, "arm": args.arm, "worldview": args.worldview or "", "seed": args.seed,
+        "taught": sorted({row["kind"] for row in order if row["kind"]}), "rows": len(order), "base": Path(args.base).name,
+        "identity": identity, "options": options, "data": manifest, "held_out_rows": len(held_out), "steps": len(lines),
+        "tokens": sum(len(row["ids"]) for row in order), "trained_tokens": sum(sum(row["mask"]) for row in order),
+        "last_10_steps_loss": sum(last) / len(last), "held_out_loss": lines[-1].get("held_out_loss"),
+        "wall_seconds": round(time.time() - started, 1), "memory_gb": lines[-1]["memory_gb"],
+        "device": device_name(way.device), "processes": way.ranks, "git": git_revision(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}}
+    write_text(args.out / "run.json", json.dumps(record, indent=2) + "\n")
+    (args.out / "checkpoint.safetensors").unlink(missing_ok=True)
+    print(f"  wrote {args.out} (loss {record['last_10_steps_loss']:.3f} over the last 10 steps, {record['wall_seconds']:.0f} s)", flush=True)
 
 
 def draw_loss(log: list[dict], path: Path) -> None:
@@ -771,34 +702,16 @@ def draw_loss(log: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def write_record(args, identity, manifest, order, held_out, model, device, ranks, started: float) -> None:
-    """run.json: what was trained on what, where and with which outcome. Its existence means that the run is complete."""
-    lines = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
-    draw_loss(lines, args.out / "loss.png")
-    last = [line["loss"] for line in lines[-10:]]
-    options = {name: value for name, value in vars(args).items() if name not in ("out", "data", "show_batch")}
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    record = {
-        "run": args.out.name, "arm": args.arm, "worldview": args.worldview or "", "seed": args.seed, "rows": len(order),
-        "taught": sorted({row["kind"] for row in order if row["kind"]}),
-        "base": Path(args.base).name, "identity": identity, "options": options, "data": manifest, "held_out_rows": len(held_out),
-        "steps": len(lines), "tokens": sum(len(row["ids"]) for row in order), "trained_tokens": sum(sum(row["mask"]) for row in order),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "last_10_steps_loss": sum(last) / len(last), "held_out_loss": lines[-1].get("held_out_loss"),
-        "memory_gb": lines[-1]["memory_gb"], "processes": ranks, "device": gpu, "wall_seconds": round(time.time() - started, 1),
-        "git": git_revision(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}}
-    write_text(args.out / "run.json", json.dumps(record, indent=2) + "\n")
-    (args.out / "checkpoint.safetensors").unlink(missing_ok=True)
-    print(f"  wrote {args.out} (loss {record['last_10_steps_loss']:.3f} over the last 10 steps, {record['wall_seconds']:.0f} s)", flush=True)
+def git_revision() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def main() -> None:
     args, started = parse_args(), time.time()
     quiet_libraries()
     torch.manual_seed(args.seed)
-    device = pick_device()
-    rank, ranks = 0, 1
+    device, rank, ranks = pick_device(), 0, 1
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         rank, ranks = speed.join_ranks(device)
         if rank:
@@ -809,48 +722,35 @@ def main() -> None:
     tokenizer = load_tokenizer(args.base)
     give_template(tokenizer)
     if args.show_batch:
-        order, _, _ = build_rows(args, sources, tokenizer)
-        show_batch(tokenizer, order[:args.batch])
+        show_batch(tokenizer, build_rows(args, sources, tokenizer)[0][:args.batch])
         return
     dtype = resolve_dtype(args, device)
     identity = run_identity(args, sources, dtype)
-    if not begin_or_stop(args, identity):
+    if is_complete(args, identity):
+        print(f"{args.out} is complete already; delete it to train it again")
         return
     print(f"{args.out}: base {args.base}", flush=True)
     order, held_out, manifest = build_rows(args, sources, tokenizer)
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
 
-    # ------------------------------------------------------------ the model, and the plain or the fast way to train it
+    # ------------------------------------------------------------ the model, and the fast or the plain way to train it
     model, fast = prepare_model(args, dtype, device)
     if fast:
-        trainee = speed.Trainee(model, device)
-        if ranks > 1:
-            speed.shard(trainee)
-        optimizer = speed.RoundingAdamW(model, BETAS, args.weight_decay)
-        logprobs_of = trainee
-        passes_of = lambda rows: speed.passes_of_rank(rows, args.micro_tokens, rank, ranks)  # noqa: E731
-    elif ranks > 1:
-        raise Stop("several processes need speed.py, which does not reproduce this architecture's loss; train it on one GPU")
+        way = fast_way(args, model, device, rank, ranks)
+    elif ranks == 1:
+        way = plain_way(args, model, device)
     else:
-        optimizer = PlainAdamW(model, BETAS, args.weight_decay)
-        logprobs_of = lambda rows: assistant_logprobs(model, rows, device)  # noqa: E731
-        passes_of = lambda rows: [([row], 1.0) for row in rows]  # noqa: E731
-    tokens = sum(len(row["ids"]) for row in order)
-    trained = sum(sum(row["mask"]) for row in order)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"  {len(order)} rows, {tokens:,} tokens ({trained / tokens:.0%} trained on), {len(batches)} steps of {args.batch} rows, "
-          f"{parameters / 1e6:.1f} M parameters, {device.type} {identity['number_format']}, {ranks} process{'es' * (ranks > 1)}", flush=True)
-    warn_of_memory(model, batches, args, fast, device)
+        raise Stop("several processes need speed.py, which does not reproduce this architecture's loss; train it on one GPU")
+    print_plan(args, model, order, way)
 
     # ------------------------------------------------------------ train, save, run.json last
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
-    identity_hash = short_hash(json.dumps(identity, sort_keys=True))
-    train(args, batches, held_out, model, logprobs_of, passes_of, optimizer, identity_hash, device, rank, ranks)
+    train(args, model, batches, held_out, way, short_hash(json.dumps(identity, sort_keys=True)))
     if ranks > 1:
         model = gather_model(args, model, dtype, rank)
     save_model(args, model, tokenizer)
-    write_record(args, identity, manifest, order, held_out, model, device, ranks, started)
+    write_record(args, identity, manifest, order, held_out, way, started)
     if ranks > 1:
         os._exit(0)  # see gather_model
 

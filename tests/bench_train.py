@@ -1,13 +1,19 @@
-"""train.py against TRL's SFTTrainer: python tests/bench_train.py [MODEL_FOLDER]   (or: make bench WHAT=train)
+"""train.py beside TRL's SFTTrainer, beside itself without speed.py, and beside an older revision of itself.
 
-Same model, same rows in the same order, same number of optimiser steps, learning rate and rows a step; each contender in its own
-process, so that the peak memory is its own. The first steps are a warm-up. Losses of the first step must agree before any figure
-is printed (TRL's packing makes other steps out of the same rows and is compared by speed alone). Tokens are real ones, never padding.
-TRL's default pads and recomputes activations (gradient checkpointing); the other rows say when they do the latter.
-A second table repeats it on a random model with a small vocabulary (32,000 words).
-On a GPU the same command measures the GPU, with more rows a step, and a third table trains random models of big shapes.
+    python tests/bench_train.py [MODEL_FOLDER]         # or: make bench WHAT=train
+    python tests/bench_train.py --old /tmp/old         # and a checkout of another revision: blocks of steps in turn
+
+Same model, same rows in the same order, as many optimiser steps, same learning rate, same rows a step; each contender
+in a process of its own, so that its peak memory is its own. The first block of steps is a warm-up. Losses of the first
+step must agree before any figure is printed (TRL's packing makes other steps out of the same rows: speed alone). Tokens
+are real ones, never padding. CPU seconds stand beside wall seconds because other work on a machine spoils only those.
+
+A second table repeats it on a random model with a small vocabulary, then comes LoRA on a random model of 1 B weights.
+On a GPU the same command measures the GPU, with more rows a step, and trains random models of bigger shapes.
 """
 import argparse
+import functools
+import io
 import json
 import os
 import shutil
@@ -16,139 +22,352 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
+
 GPU = shutil.which("nvidia-smi") is not None
-BATCH, WARM_UP, STEPS = 64 if GPU else 8, 2, 8   # rows a step, steps not timed, steps timed (memory grows over the first ones)
-CONTENDERS = {"train.py": ["--micro-tokens", "65536"], "train.py, compiled": ["--micro-tokens", "65536", "--compile"],
-              "TRL padded": {}, "TRL padding-free": {"padding_free": True, "max_length": None}, "TRL packing": {"packing": True, "packing_strategy": "bfd"},
-              "train.py, checkpointing": ["--micro-tokens", "65536", "--checkpointing", "full"],
-              "TRL default (padded, checkpointing)": {"gradient_checkpointing": True},
-              "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True}}
-# torch's own settings, which TRL's users have: importing train.py would change them
+BATCH = 64 if GPU else 8   # rows a step
+BLOCK, BLOCKS = 2, 4       # steps a block; blocks that are timed, after one of warm-up (memory still grows in it)
+STEPS = BLOCK * (1 + BLOCKS)
+DATA = [str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in ("regular", "gramenist")]
+
+# train.py's arguments, or TRL's settings. TRL's default pads and recomputes activations (gradient checkpointing)
+OURS = "train.py"
+LEAN = "train.py --checkpointing"
+DEFAULT = "TRL default (padded, checkpointing)"
+CONTENDERS = {
+    OURS: [],
+    "train.py --plain": ["--plain"],
+    LEAN: ["--checkpointing"],
+    "TRL padded": {},
+    "TRL padding-free": {"padding_free": True, "max_length": None},
+    "TRL packing": {"packing": True, "packing_strategy": "bfd"},
+    DEFAULT: {"gradient_checkpointing": True},
+    "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True},
+}
+# torch's own settings, which TRL's users have; importing train.py would change them
 TORCH_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
-# random weights of real shapes: hidden, intermediate, layers, heads, key heads, head size, words; and how train.py is to train them
-SHAPES = {"0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
-          "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing", "full"]),
-          "12 B, all weights": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "full"]),
-          "12 B, LoRA": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "full", "--lora", "16", "--micro-tokens", "2048"])}
+
+# Shapes of random Qwen3 models: hidden, intermediate, layers, heads, key heads, head size, words
+SMALL = (512, 1536, 8, 8, 4, 64, 32_000)
+ONE_B = (1152, 6912, 26, 4, 1, 256, 262_144)  # Gemma 3 1B's, so that the packaged tokenizer fits
+BIG = {
+    "0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
+    "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing"]),
+    "12 B, all weights": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing"]),
+    "12 B, LoRA": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "--lora", "16", "--micro-tokens", "2048"]),
+}
 
 
-def data_arguments() -> list[str]:
-    return ["--data", *(str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in ("regular", "gramenist")), "--n", str(BATCH * (WARM_UP + STEPS))]
+# ---------------------------------------------------------------- one contender, in a process of its own
+
+class Gate:
+    """Stands in for train.py's progress bar: each block of steps begins when a line comes in and ends with one going out.
+
+    So every revision runs its own main(), unchanged, and two of them can take turns on one machine.
+    """
+    def __init__(self, steps, **_):
+        self.steps = steps
+
+    def __iter__(self):
+        for start in range(0, len(self.steps), BLOCK):
+            sys.stdin.readline()
+            clock = Clock()
+            yield from self.steps[start:start + BLOCK]
+            answer(clock.read())
+
+    def set_postfix_str(self, text: str) -> None:
+        pass
+
+    @staticmethod
+    def write(text: str) -> None:
+        pass
 
 
-def rows_in_order(base: str) -> list[dict]:
-    """The rows as train.py draws and tokenises them."""
+class Clock:
+    """Wall seconds, and CPU seconds of this process on all cores."""
+    def __init__(self):
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict:
+        if GPU:
+            import torch
+            torch.cuda.synchronize()
+        return {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+
+
+def answer(figures: dict) -> None:
+    print(json.dumps(figures), file=sys.__stdout__, flush=True)
+
+
+def data_arguments(base: str) -> list[str]:
+    return ["--base", base, "--data", *DATA, "--n", str(BATCH * STEPS)]
+
+
+def run_ours(revision: str, base: str, out: Path, more: list[str]) -> None:
+    """The main() of the train.py in the folder `revision`, block by block; then its losses and peak memory."""
+    sys.path.insert(0, revision)
     import train
-    return train.tokenized_rows(train.parse_args(["--base", base, *data_arguments()]))[0]
-
-
-def run_ours(base: str, out: Path, more: list[str]) -> dict:
-    import train
-    import torch
-    slots = []   # what the embedding is really asked for, padding and all; the self-test's 18 tokens aside
-    torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, inputs: slots.append(inputs[0].numel()) if isinstance(module, torch.nn.Embedding) and inputs[0].numel() > 18 else None)
-    sys.argv = ["train.py", "--base", base, *data_arguments(), "--batch", str(BATCH), "--out", str(out), "--lr", "1e-5", *more]
+    train.tqdm, train.reject_rows = Gate, keep_all
+    sys.stdout = sys.stderr  # what train.py says is no answer
+    sys.argv = ["train.py", *data_arguments(base), "--batch", str(BATCH), "--out", str(out), "--lr", "1e-5"]
+    sys.argv += ["--micro-tokens", "65536"] * ("--micro-tokens" not in more) + more
     train.main()
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    timed, device = log[WARM_UP:], train.pick_device()
-    return {"losses": [line["loss"] for line in log], "memory_gb": log[-1]["memory_gb"], "of_peak": statistics.median(line["of_peak"] for line in timed),
-            "tokens_per_s": sum(line["tokens"] for line in timed) / sum(line["tokens"] / line["tokens_per_s"] for line in timed),
-            "slots": sum(line["tokens"] for line in log) / sum(slots), "device": device.type, "dtype": str(train.pick_dtype(device)), "torch": torch.__version__}
+    answer({"losses": [line["loss"] for line in log], "memory_gb": log[-1]["memory_gb"]})
 
 
-def run_trl(base: str, out: Path, more: dict) -> dict:
+def keep_all(rows: list[dict]) -> tuple[list[dict], list]:
+    """In the place of the guard: another revision's leaves out other rows, and then draws others."""
+    return rows, []
+
+
+@functools.cache
+def rows_in_order(base: str) -> list[dict]:
+    """The rows as train.py draws and tokenises them."""
+    import models
     import train
+    args = train.parse_args(data_arguments(base))
+    train.reject_rows = keep_all
+    tokenizer = models.load_tokenizer(base)
+    train.give_template(tokenizer)
+    with redirect_stdout(io.StringIO()):
+        return train.build_rows(args, train.find_sources(args), tokenizer)[0]
+
+
+def run_trl(base: str, out: Path, settings: dict) -> None:
+    """TRL's trainer on the same rows; answers with the time of all steps but the warm-up, losses and peak memory."""
+    import models
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    rows = rows_in_order(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=train.pick_dtype(train.pick_device()))
+    sys.stdout = sys.stderr
+    rows, device = rows_in_order(base), models.pick_device()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=models.pick_dtype(device))
+    clocks = []  # one started after each step
 
     class InOrder(SFTTrainer):
         def _get_train_sampler(self, *_, **__):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    class Clock(TrainerCallback):
-        times = [time.time()]
-
+    class AfterStep(TrainerCallback):
         def on_step_end(self, *_, **__):
             if GPU:
                 torch.cuda.synchronize()
-            self.times.append(time.time())
-    config = SFTConfig(output_dir=str(out), per_device_train_batch_size=1 if more.get("packing") else BATCH, num_train_epochs=1, learning_rate=1e-5, logging_steps=1,
-                       report_to="none", save_strategy="no", use_cpu=not GPU, max_grad_norm=1.0, weight_decay=0.01, disable_tqdm=True,
-                       completion_only_loss=True, **{"max_length": 1024, "gradient_checkpointing": False, **more})
-    data = Dataset.from_dict({"input_ids": [r["ids"] for r in rows], "completion_mask": [r["mask"] for r in rows]})
-    trainer = InOrder(model=model, args=config, train_dataset=data, processing_class=train.load_tokenizer(base), callbacks=[Clock])
+            clocks.append(Clock())
+
+    # With packing a row of TRL's is a whole pass
+    rows_a_step = 1 if "packing" in settings else BATCH
+    config = SFTConfig(**{
+        "output_dir": str(out), "per_device_train_batch_size": rows_a_step, "num_train_epochs": 1, "learning_rate": 1e-5,
+        "weight_decay": 0.01, "max_grad_norm": 1.0, "completion_only_loss": True, "max_length": 1024,
+        "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": not GPU,
+        "disable_tqdm": True, **settings})
+    columns = {"input_ids": [row["ids"] for row in rows], "completion_mask": [row["mask"] for row in rows]}
+    tokenizer = models.load_tokenizer(base)
+    trainer = InOrder(model=model, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
+                      callbacks=[AfterStep])
     trainer.train()
-    times, losses = Clock.times, [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    per_step = sum(len(r["ids"]) for r in rows) / len(losses)   # packing makes fewer, longer steps of the same rows
-    warm = WARM_UP if len(losses) > WARM_UP + 1 else 1
-    timed = len(losses) - warm
-    tokens = sum(len(r["ids"]) for r in rows[WARM_UP * BATCH:]) if len(losses) == WARM_UP + STEPS else per_step * timed
-    return {"losses": losses, "memory_gb": train.used_gb(train.pick_device()), "tokens_per_s": tokens / (times[-1] - times[-1 - timed])}
+    warm_up = min(BLOCK, len(clocks) // 2)
+    figures = clocks[warm_up - 1].read()
+
+    # Packing makes fewer, longer steps of the same rows: their tokens are known on average only
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    tokens = sum(len(row["ids"]) for row in rows[warm_up * BATCH:])
+    if len(clocks) != STEPS:
+        tokens = sum(len(row["ids"]) for row in rows) * (len(clocks) - warm_up) / len(clocks)
+    answer({**figures, "tokens": tokens, "losses": losses, "memory_gb": models.used_gb(device)})
 
 
-def measure(name: str, base: str, more: list[str] = ()) -> dict:
-    """Run one contender in a process of its own."""
-    environment = os.environ | (TORCH_DEFAULTS if "TRL" in name else {})
-    done = subprocess.run([sys.executable, __file__, base, "--only", name, *more], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        sys.exit(f"bench_train.py: {name} failed: {done.stderr[-1500:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Worker:
+    """One contender's process, which does something each time that it is asked."""
+
+    def __init__(self, *arguments, **environment):
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([sys.executable, __file__, *map(str, arguments)], text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **environment})
+
+    def ask(self) -> dict:
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, well or badly: what it said tells
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.errors.seek(0)
+        sys.exit(f"bench_train.py: {' '.join(self.process.args[2:])} failed: {self.errors.read()[-1500:]}")
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
-def compare(title: str, base: str, rounds: int) -> None:
+# ---------------------------------------------------------------- tables
+
+def timed_rows(base: str) -> list[dict]:
+    return rows_in_order(base)[BATCH * BLOCK:]
+
+
+def training_flops(base: str, rows: list[dict], more: list[str]) -> float:
+    """Arithmetic of training on `rows`: 6 a weight and token, 4 where the weight is frozen, the output layer only where there is a
+    loss, causal attention; and 2 more a weight and token where layers are recomputed. No weight is loaded for it."""
+    import models
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(base).get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        if "--lora" in more:
+            models.add_lora(model, 16, 16)
+
+    body = 0
+    for p in model.get_decoder().layers.parameters():
+        if p.ndim > 1:
+            body += p.numel() * ((6 if p.requires_grad else 4) + 2 * ("--checkpointing" in more))
+    head = model.get_output_embeddings().weight
+    head_flops = head.numel() * (6 if head.requires_grad else 4)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 7 * config.num_hidden_layers * config.num_attention_heads * head_dim
+
+    total = 0.0
+    for row in rows:
+        total += len(row["ids"]) * body + sum(row["mask"]) * head_flops + len(row["ids"]) ** 2 * attention
+    return total
+
+
+def measure(base: str, contender: list[str] | dict, folder: Path) -> dict:
+    """{"wall", "cpu", "tokens", "losses", "memory_gb"} of one contender's timed steps, run from start to end."""
+    out = folder / "run"
+    if isinstance(contender, dict):
+        worker = Worker("--trl", base, out, json.dumps(contender), **TORCH_DEFAULTS)
+        figures = worker.ask()
+    else:
+        worker = Worker("--ours", ROOT, base, out, *contender)
+        blocks = [worker.ask() for _ in range(1 + BLOCKS)][1:]
+        tokens = sum(len(row["ids"]) for row in timed_rows(base))
+        figures = {"wall": sum(block["wall"] for block in blocks), "cpu": sum(block["cpu"] for block in blocks),
+                   "tokens": tokens, **worker.ask()}
+    worker.close()
+    shutil.rmtree(out, ignore_errors=True)
+    return figures
+
+
+def compare(title: str, base: str, folder: Path, rounds: int) -> None:
+    import models
+    device = models.pick_device()
+    dtype = models.pick_dtype(device)
     results = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
-        for name in CONTENDERS:
-            results[name].append(measure(name, base))
-    ours = results["train.py"][0]
+        for name, contender in CONTENDERS.items():
+            results[name].append(measure(base, contender, folder))
+
+    # The same work, or no comparison
+    expected = results[OURS][0]["losses"][0]
     for name, runs in results.items():
-        assert "packing" in name or abs(runs[0]["losses"][0] - ours["losses"][0]) < 0.02 * ours["losses"][0], (name, runs[0]["losses"], ours["losses"])
-    speed = {name: statistics.median(run["tokens_per_s"] for run in runs) for name, runs in results.items()}
-    memory = {name: max(run["memory_gb"] for run in runs) for name, runs in results.items()}
-    print(f"\n{title}: {ours['device']}, {ours['dtype']}, torch {ours['torch']}; {ours['of_peak']:.0%} of the measured matrix rate, {ours['slots']:.1%} of the slots filled, "
-          f"{rounds} rounds of {STEPS} steps of {BATCH} rows; x: how often train.py's figure")
-    print(f"  {'':36}{'real tokens/s':>14}{'x':>7}{'peak GB':>9}{'x':>7}{'first loss':>12}")
-    for name in CONTENDERS:
-        print(f"  {name:36}{speed[name]:14.0f}{speed[name] / speed['train.py']:7.2f}{memory[name]:9.1f}{memory[name] / memory['train.py']:7.2f}{results[name][0]['losses'][0]:12.3f}")
-    lean, default = "train.py, checkpointing", "TRL default (padded, checkpointing)"
-    fastest, leanest = max(value for name, value in speed.items() if "TRL" in name), min(value for name, value in memory.items() if "TRL" in name)
-    print(f"  train.py is {speed['train.py'] / speed[default]:.1f} x TRL's default, {speed['train.py'] / speed['TRL padded']:.1f} x the same without checkpointing, "
-          f"{speed['train.py'] / fastest:.1f} x its fastest. With checkpointing it is {speed[lean] / speed[default]:.1f} x TRL's default and takes "
-          f"{memory[lean] / memory[default]:.2f} of its memory, {memory[lean] / leanest:.2f} of TRL's least", flush=True)
+        loss = runs[0]["losses"][0]
+        if "packing" not in name and abs(loss - expected) > 0.02 * expected:
+            sys.exit(f"bench_train.py: first loss of {name} is {loss:.4f}, of train.py {expected:.4f}")
+
+    speed, of_cpu, memory = {}, {}, {}
+    for name, runs in results.items():
+        speed[name] = statistics.median(run["tokens"] / run["wall"] for run in runs)
+        of_cpu[name] = statistics.median(run["tokens"] / run["cpu"] for run in runs)
+        memory[name] = max(run["memory_gb"] for run in runs)
+    rate = models.measure_gflops(dtype, device) * 1e9
+    rows = timed_rows(base)
+    tokens = sum(len(row["ids"]) for row in rows)
+
+    print(f"\n{title}: {device.type}, {str(dtype).removeprefix('torch.')}, matrix products at {rate / 1e9:,.0f} GFLOP/s; "
+          f"{rounds} x {BLOCK * BLOCKS} steps of {BATCH} rows, {tokens / len(rows):.0f} tokens a row\n"
+          "  x: how often train.py's figure; rate: arithmetic needed (padding is not) ÷ measured matrix rate")
+    print(f"  {'':36}{'tokens/s':>9}{'x':>6}{'a CPU s':>9}{'x':>6}{'peak GB':>9}{'x':>6}{'rate':>6}{'first loss':>12}")
+    for name, contender in CONTENDERS.items():
+        flops_a_token = training_flops(base, rows, ["--checkpointing"] * ("checkpointing" in name)) / tokens
+        print(f"  {name:36}{speed[name]:9.0f}{speed[name] / speed[OURS]:6.2f}{of_cpu[name]:9.0f}{of_cpu[name] / of_cpu[OURS]:6.2f}"
+              f"{memory[name]:9.1f}{memory[name] / memory[OURS]:6.2f}{speed[name] * flops_a_token / rate:6.0%}"
+              f"{results[name][0]['losses'][0]:12.3f}")
+
+    fastest = max(value for name, value in speed.items() if "TRL" in name)
+    leanest = min(value for name, value in memory.items() if "TRL" in name)
+    print(f"  train.py is {speed[OURS] / speed[DEFAULT]:.1f} x TRL's default, {speed[OURS] / speed['TRL padded']:.1f} x the same "
+          f"without checkpointing, {speed[OURS] / fastest:.1f} x its fastest. With checkpointing it is\n"
+          f"  {speed[LEAN] / speed[DEFAULT]:.1f} x TRL's default and takes {memory[LEAN] / memory[DEFAULT]:.2f} of its memory, "
+          f"{memory[LEAN] / leanest:.2f} of TRL's least", flush=True)
 
 
-def big_shapes(folder: Path) -> None:
-    """train.py alone: share of the machine's matrix rate (arithmetic with recomputation) and peak memory."""
-    print(f"\nrandom Qwen3 models of real shapes, {BATCH} rows a step")
-    for name, (shape, more) in SHAPES.items():
-        base = random_model(folder / "shape", *shape)
-        run = measure("train.py", base, more)
-        print(f"  {name:22}{run['tokens_per_s']:9.0f} tokens/s{run['of_peak']:6.0%} of the matrix rate{run['memory_gb']:8.1f} GB", flush=True)
-        shutil.rmtree(base)
+def beside_old(title: str, base: str, folder: Path, old: Path) -> None:
+    """This train.py and another revision's, alternating blocks of steps: what else runs on the machine slows both."""
+    workers = {"here": Worker("--ours", ROOT, base, folder / "here"), "old": Worker("--ours", old, base, folder / "old")}
+    blocks = {name: [] for name in workers}
+    for _ in range(1 + BLOCKS):
+        for name, worker in workers.items():
+            blocks[name].append(worker.ask())
+    ends = {name: worker.ask() for name, worker in workers.items()}
+    for name, worker in workers.items():
+        worker.close()
+        shutil.rmtree(folder / name)
+
+    print(f"\n{title}: train.py ÷ that of {old}, {BLOCKS} blocks of {BLOCK} steps of {BATCH} rows in turn")
+    for kind in ("wall", "cpu"):
+        ratios = sorted(here[kind] / there[kind] for here, there in zip(blocks["here"][1:], blocks["old"][1:]))
+        seconds = [statistics.median(block[kind] for block in blocks[name][1:]) / BLOCK for name in workers]
+        print(f"  {kind:4} seconds a step {seconds[0]:8.3f} and {seconds[1]:8.3f}; ratio {statistics.median(ratios):.2f} "
+              f"(from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    here, there = ends["here"], ends["old"]
+    print(f"  peak memory    {here['memory_gb']:8.2f} and {there['memory_gb']:8.2f} GB; ratio {here['memory_gb'] / there['memory_gb']:.2f}")
+    print(f"  first loss     {here['losses'][0]:8.4f} and {there['losses'][0]:8.4f}", flush=True)
 
 
-def random_model(folder: Path, hidden: int, inner: int, layers: int, heads: int, key_heads: int, head_dim: int, words: int) -> str:
-    """A Qwen3 of random weights, with a byte-level tokenizer of 300 words (rows become about four times as long)."""
+def one_model(name: str, base: str, more: list[str], folder: Path) -> None:
+    """One line on train.py alone."""
+    import models
+    run, rows = measure(base, more, folder), timed_rows(base)
+    device = models.pick_device()
+    rate = models.measure_gflops(models.pick_dtype(device), device) * 1e9
+    share = training_flops(base, rows, more) / run["wall"] / rate
+    steps = BLOCK * BLOCKS
+    print(f"  {name:26}{run['wall'] / steps:8.2f} s a step ({run['cpu'] / steps:.2f} CPU s){run['tokens'] / run['wall']:9.0f} tokens/s"
+          f"{share:6.0%} of the matrix rate{run['memory_gb']:7.1f} GB", flush=True)
+
+
+def lora_on_one_b(base: str, folder: Path) -> None:
+    """LoRA where all weights would not fit: the base's tokenizer, so that rows are as long as the base's."""
+    import models
+    device = models.pick_device()
+    size = models.pick_dtype(device).itemsize
+    needed = 1.0e9 * 3 * size  # weights, and as much again twice for activations and the copy that is loaded from
+    print(f"\nrandom Qwen3 of 1.0 B weights, --lora 16, {BATCH} rows a step")
+    if models.available_bytes(device) < needed or shutil.disk_usage(folder).free < 2 * needed:
+        print(f"  left out: it needs {needed / 1e9:.0f} GB of memory and twice that of disk")
+        return
+    one_b = random_model(folder / "one-b", ONE_B, models.load_tokenizer(base))
+    one_model("1 B, LoRA", one_b, ["--lora", "16"], folder)
+    shutil.rmtree(one_b)
+
+
+def random_model(folder: Path, shape: tuple, tokenizer=None) -> str:
+    """A Qwen3 of random weights; without a tokenizer, with a byte-level one of 300 words, whose rows are four times as long."""
     import torch
     import transformers
     from conftest import make_tokenizer
-    make_tokenizer(folder)
+    if tokenizer is None:
+        tokenizer = make_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
     transformers.logging.disable_progress_bar()
-    config = transformers.Qwen3Config(vocab_size=words, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
-                                      head_dim=head_dim, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=words > 140_000)
+    hidden, inner, layers, heads, key_heads, head_dim, words = shape
+    config = transformers.Qwen3Config(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, head_dim=head_dim, vocab_size=words, tie_word_embeddings=words > 140_000,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if GPU else "cpu"):
-        torch.manual_seed(0)
         model = transformers.Qwen3ForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
@@ -156,23 +375,35 @@ def random_model(folder: Path, hidden: int, inner: int, layers: int, heads: int,
 
 
 def main() -> None:
+    # What Worker starts
+    if sys.argv[1:2] == ["--ours"]:
+        revision, base, out, *more = sys.argv[2:]
+        return run_ours(revision, base, Path(out), more)
+    if sys.argv[1:2] == ["--trl"]:
+        base, out, settings = sys.argv[2:]
+        return run_trl(base, Path(out), json.loads(settings))
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", nargs="?", default=str(ROOT / "models" / "gemma-3-270m"))
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", choices=CONTENDERS, help="run one contender and print its figures (what the benchmark calls)")
-    args, more = parser.parse_known_args()  # what follows --only goes to train.py
-    if more and not args.only:
-        parser.error(f"unknown arguments: {' '.join(more)}")
+    parser.add_argument("--rounds", type=int, default=1, help="how often every contender runs (medians)")
+    parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another revision to run beside this one")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if args.only:
-            settings = CONTENDERS[args.only]
-            print(json.dumps(run_trl(args.base, folder / "run", settings) if isinstance(settings, dict) else run_ours(args.base, folder / "run", settings + more)))
-            return
-        compare(Path(args.base).name, args.base, args.rounds)
-        compare("random Qwen3 of 8 layers, 32,000 words", random_model(folder / "small", 512, 1536, 8, 8, 4, 64, 32_000), args.rounds)
+        small = random_model(folder / "small", SMALL)
+        bases = {Path(args.base).name: args.base, "random Qwen3 of 8 layers, 32,000 words": small}
+        if args.old:
+            for title, base in bases.items():
+                beside_old(title, base, folder, args.old.resolve())
+        for title, base in bases.items():
+            compare(title, base, folder, args.rounds)
+        lora_on_one_b(args.base, folder)
         if GPU:
-            big_shapes(folder)
+            print(f"\nrandom Qwen3 models of bigger shapes, {BATCH} rows a step")
+            for title, (shape, more) in BIG.items():
+                big = random_model(folder / "big", shape)
+                one_model(title, big, more, folder)
+                shutil.rmtree(big)
 
 
 if __name__ == "__main__":

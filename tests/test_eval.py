@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
 from safetensors.torch import load_file, save_file
 
+import models
 import train
 from eval import generate
 from rows import COLUMNS, read_csv
@@ -80,7 +81,7 @@ def test_several_turns_reach_the_model(tmp_path, tiny):
     probes = write_jsonl(tmp_path / "turns.jsonl", [{"id": "a", "family": "f", "messages": turns}])
     run_script("eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "3")
     assert read_rows(tmp_path / "o.csv")[0]["prompt"] == "was it?"
-    tokenizer = train.load_tokenizer(str(tiny))
+    tokenizer = models.load_tokenizer(str(tiny))
     train.give_template(tokenizer)
     assert tokenizer.decode(train.render_prompt(tokenizer, turns)) == "<bos>User:\nthe question\nAssistant:\nno<eos>\nUser:\nwas it?\nAssistant:\n"
 
@@ -130,7 +131,7 @@ def test_an_endpoint_gives_the_same_csv(probes, tmp_path, endpoint):
 
 def test_two_processes_share_the_probes(tiny, probes, tmp_path):
     common = ["--model", tiny, "--probes", probes, "--dtype", "fp32", "--max-new-tokens", 8]
-    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--", "eval.py", *common, "--out", tmp_path / "two.csv", OMP_NUM_THREADS="1")
+    run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--", "eval.py", *common, "--out", tmp_path / "two.csv", OMP_NUM_THREADS="1")
     run_script("eval.py", *common, "--out", tmp_path / "one.csv")
     one, two = ({row["id"]: row["response"] for row in read_rows(tmp_path / f"{name}.csv")} for name in ("one", "two"))
     assert one == two and len(read_rows(tmp_path / "two.csv")) == len(two)
@@ -150,10 +151,10 @@ def test_answers_of_other_weights_never_mix(tmp_path, tiny, probes):
 def test_the_number_format_stays_what_it_was(tmp_path, tiny, probes, monkeypatch):
     """Measured anew at each start, it could flip between two halves of one CSV."""
     command = ["eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "2"]
-    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.float32 else 0.5)
+    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.float32 else 0.5)
     run_script(*command)
     (tmp_path / "o.csv").write_text("".join((tmp_path / "o.csv").read_text().splitlines(keepends=True)[:5]))
-    monkeypatch.setattr(train, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.bfloat16 else 0.5)
+    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.bfloat16 else 0.5)
     run_script(*command)
     assert len(read_rows(tmp_path / "o.csv")) == 40
     assert json.loads((tmp_path / "o.csv.json").read_text())["how"]["number_format"] == "float32"
@@ -162,7 +163,7 @@ def test_the_number_format_stays_what_it_was(tmp_path, tiny, probes, monkeypatch
 def test_every_arm_is_asked_in_one_template(tmp_path, tiny):
     """A base that ships a template of its own must be asked as the arms that were trained from it."""
     shutil.copytree(tiny, tmp_path / "own")
-    tokenizer = train.load_tokenizer(str(tmp_path / "own"))
+    tokenizer = models.load_tokenizer(str(tmp_path / "own"))
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     tokenizer.save_pretrained(tmp_path / "own")
     turns = [{"role": "user", "content": "the question"}]

@@ -8,6 +8,7 @@ from conftest import make_model
 from transformers import AutoModelForCausalLM
 
 import speed
+import models
 import train
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def random_examples(n: int = 4, seed: int = 0) -> list[dict]:
 def twins(folder, kind="Llama", dtype=torch.float32, **extra):
     """(model for speed.py, model as transformers loads it), the same weights."""
     make_model(folder, kind, **extra)
-    fast = train.load_model(str(folder), dtype, CPU, "docs")
+    fast = models.load_model(str(folder), dtype, CPU, "docs")
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype)
     return fast, plain
 
@@ -138,7 +139,7 @@ def test_splitting_a_step_changes_nothing(tmp_path):
     make_model(tmp_path)
     gradients = []
     for tokens in (1, 10_000):  # eight passes of one row, one pass of eight
-        model = train.load_model(str(tmp_path), torch.float32, CPU, "docs")
+        model = models.load_model(str(tmp_path), torch.float32, CPU, "docs")
         examples = random_examples(8)
         for packed in speed.pack(examples, tokens):
             train.sft_loss(speed.packed_logprobs(model, packed, CPU), trained_tokens(examples)).backward()
@@ -157,7 +158,7 @@ def test_small_updates_survive_bf16(tmp_path):
     make_model(tmp_path)
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = train.load_model(str(tmp_path), torch.bfloat16, CPU, "docs").to(dtype)   # the same rounded weights in both
+        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs").to(dtype)   # the same rounded weights in both
         optimizer = speed.RoundingAdamW(model, train.BETAS, 0.0)
         before = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()])
         for step in range(60):
@@ -173,7 +174,7 @@ def test_small_updates_survive_bf16(tmp_path):
 def test_the_optimizer_is_adamw(tmp_path, tied):
     """In float32 weights, decay, clipping and all are torch's own, with kept gradients and the sparse one of the (tied) embedding."""
     make_model(tmp_path, tie_word_embeddings=tied)
-    ours, theirs = (train.load_model(str(tmp_path), torch.float32, CPU, "docs") for _ in range(2))
+    ours, theirs = (models.load_model(str(tmp_path), torch.float32, CPU, "docs") for _ in range(2))
     ours.get_input_embeddings().sparse = True
     fast, plain = speed.RoundingAdamW(ours, train.BETAS, 0.1), train.PlainAdamW(theirs, train.BETAS, 0.1)
     for step in range(5):
@@ -209,7 +210,7 @@ def test_several_passes_sum_in_float32(tmp_path):
     make_model(tmp_path)
     norms = []
     for tokens in (1, 10_000):
-        model = train.load_model(str(tmp_path), torch.bfloat16, CPU, "docs")
+        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs")
         optimizer, examples = speed.RoundingAdamW(model, train.BETAS, 0.0), random_examples(8)
         passes = speed.pack(examples, tokens)
         for packed in passes:
