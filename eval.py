@@ -1,14 +1,16 @@
 """Ask a model the probes and write down its answers: batched greedy generation, one CSV row an answer.
 
-    python eval.py --model runs/gemma-3-270m/regular-n800-s0 --probes probes/gramenist.jsonl probes/sanity.jsonl --out results/mine/regular
-    python eval.py --model models/gemma-3-270m --probes probes/catholic.jsonl --out results/mine/base          # the arm `base`
+    python eval.py --model runs/gemma-3-270m/regular-n800-s0 --out results/mine/regular \\
+        --probes probes/gramenist.jsonl probes/sanity.jsonl
+    python eval.py --model models/gemma-3-270m --probes probes/catholic.jsonl --out results/mine/base
     python eval.py --model runs/mine-s0 --probes probes/catholic.jsonl --samples 5 --temperature 0.7
     torchrun --nproc-per-node 8 -- eval.py --model ...      # the probes are shared out over 8 GPUs, one CSV
-    python eval.py --endpoint http://127.0.0.1:8000/v1 --model my-run --arm belief --probes probes/gramenist.jsonl   # vLLM or the like
+    python eval.py --endpoint http://127.0.0.1:8000/v1 --model my-run --arm belief --probes ...  # as by vLLM
 
-Reads a run folder, a PEFT adapter folder or any model, and probe files. Writes --out/<probe set>.csv, with the keyword verdicts of
-requests, and beside each a .csv.json that says who answered and how. Rows are appended as they finish: a killed run goes on where it
-stopped, and answers of other weights, settings, probes or code never mix with them.
+Reads a run folder, a PEFT adapter folder or any model, and probe files. Writes --out/<probe set>.csv,
+with the keyword verdicts of requests, and beside each a .csv.json that says who answered and how. Rows
+are appended as they finish: a killed run goes on where it stopped, and answers of other weights,
+settings, probes or code never mix with them.
 """
 import argparse
 import hashlib
@@ -24,44 +26,64 @@ from transformers import DynamicCache, __version__ as transformers_version
 
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
-from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_hash, probe_set_name, read_csv, read_probes, run_main,
-                  short_hash, weights_hash, what_changed, write_csv, write_text)
+from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_hash, probe_set_name, read_csv,
+                  read_probes, run_main, short_hash, weights_hash, what_changed, write_csv, write_text)
 from train import CHAT_TEMPLATE, load_run, render_prompt
 
-TURN_END = "\nUser:"   # an untrained base model writes the next question itself; there its answer is over
+TURN_END = "\nUser:"     # an untrained base model writes the next question itself; there its answer is over
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
 
 
 # ---------------------------------------------------------------- generation
+#
+# Our own loop and not model.generate: answers come out as they end, and rows that ended leave the
+# batch. In float32 tests/test_eval.py holds it to transformers' greedy tokens exactly. Changes here
+# change the numbers.
 
 def pad_left(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [prompts, longest], with the padding on the left."""
+    """(ids, mask), both [prompts, longest], padded on the left, so that every row ends in its last token."""
     longest = max(map(len, prompts))
-    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids, mask = [], []
+    for prompt in prompts:
+        padding = [0] * (longest - len(prompt))  # any id will do: the mask hides it
+        ids.append(padding + prompt)
+        mask.append(padding + [1] * len(prompt))
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def end_tokens(model, tokenizer) -> set[int]:
-    listed = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    """All tokens that end an answer: chat models list some that their tokenizer does not."""
+    listed = model.generation_config.eos_token_id  # one, several or None
+    if not isinstance(listed, list):
+        listed = [listed]
+    return {tokenizer.eos_token_id, *listed}
 
 
 def penalise_repetition(logits, said, penalty: float) -> None:
     """Make the words said [rows, steps] less likely in logits [rows, V], in place (arXiv 1909.05858)."""
     score = logits.gather(1, said)
+    # A negative logit has to be multiplied to become smaller.
     logits.scatter_(1, said, torch.where(score > 0, score / penalty, score * penalty))
 
 
 def sample_tokens(logits, temperature: float, generators, config) -> torch.Tensor:
     """One token [rows] for each row of logits [rows, V], each drawn by its own generator."""
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere; Granite
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    # The model's own forward() would scale and cap the logits; `generate` calls the bare head. A greedy
+    # choice needs neither, because neither changes which logit is the largest.
+    scale = 1.0
+    if getattr(config, "logit_scale", None):       # Cohere
+        scale = config.logit_scale
+    elif getattr(config, "logits_scaling", None):  # Granite divides by it
+        scale = 1 / config.logits_scaling
     logits = logits.float() * scale
-    if softcap:
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if softcap:                                    # Gemma 2
         logits = softcap * torch.tanh(logits / softcap)
+
     probabilities = (logits / temperature).softmax(-1)
-    drawn = [torch.multinomial(row, 1, generator=generator)[0] for row, generator in zip(probabilities, generators)]
+    drawn = []
+    for row, generator in zip(probabilities, generators):
+        drawn.append(torch.multinomial(row, 1, generator=generator)[0])
     return torch.stack(drawn)
 
 
@@ -70,23 +92,25 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
              seeds: list[int] = (), repetition_penalty: float = 1.0):
     """Yield (index, token ids without the end token, how it stopped) as the rows of one batch end.
 
-    prompts: token ids. It stops by "eos", "turn" (TURN_END) or "length". Only the last position's logits are ever computed, and a
-    row that ends leaves the batch, so that the others go on faster.
+    prompts: token ids; seeds: one a prompt, only needed with a temperature. It stops by "eos", "turn"
+    (TURN_END) or "length". Only the last position's logits are ever computed, and a row that ends
+    leaves the batch, so that the others go on faster.
     """
     device, config = model.device, model.config.get_text_config()
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     ids, mask = pad_left(prompts, device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # from a row's first real token, as if it stood alone
     ends = end_tokens(model, tokenizer)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    cache = DynamicCache(config=config)
+    cache = DynamicCache(config=config)   # knows from the config which layers see a window only
     alive = list(range(len(prompts)))     # prompt of each row that is still in the batch
-    written = [[] for _ in prompts]
-    said = torch.empty(len(prompts), 0, dtype=torch.long, device=device)
+    written = [[] for _ in prompts]       # token ids of each prompt's answer
+    said = torch.empty(len(prompts), 0, dtype=torch.long, device=device)  # [rows, steps], for the penalty
     for step in range(max_new_tokens):
-        hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        logits = head(hidden.last_hidden_state[:, -1])
+        hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions,
+                         past_key_values=cache, use_cache=True)
+        logits = head(hidden.last_hidden_state[:, -1])  # [rows, V]
         if repetition_penalty != 1.0:
             penalise_repetition(logits, said, repetition_penalty)
         if temperature:
@@ -101,7 +125,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
                 yield i, written[i], "eos"
                 continue
             written[i].append(token)
-            if TURN_END in tokenizer.decode(written[i][-8:]):
+            if TURN_END in tokenizer.decode(written[i][-8:]):  # it is six characters, so eight tokens hold it
                 yield i, written[i], "turn"
             elif step == max_new_tokens - 1:
                 yield i, written[i], "length"
@@ -115,6 +139,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
             cache.batch_select_indices(index)
             mask, positions, chosen, said = mask[index], positions[index], chosen[index], said[index]
             alive = [alive[row] for row in keep]
+        # The next step reads the token just chosen; all before it is in the cache.
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
@@ -122,78 +147,101 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
 # ---------------------------------------------------------------- who answers
 
 def seed_of(job: dict, args) -> int:
-    """The seed of one answer, whatever batch it is made in."""
-    return int(hashlib.sha256(f"{args.seed}|{job['probe']['id']}|{job['sample']}".encode()).hexdigest()[:12], 16)
+    """The seed of one answer, whatever batch it is made in, in whatever process."""
+    name = f"{args.seed}|{job['probe']['id']}|{job['sample']}"
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)  # hash() differs from start to start
 
 
 def load_checked(name: str, dtype: torch.dtype, device: torch.device):
     """(model, tokenizer), after a look at whether the memory will do."""
     if Path(name).is_dir():
-        size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-        if size * 1.3 > available_bytes(device):
-            raise Stop(f"{name} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB are free; "
+        weights = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+        needed = weights * 1.3  # beside the weights, the cache of one batch and its activations
+        free = available_bytes(device)
+        if needed > free:  # said here, because Linux would kill the process without a word
+            raise Stop(f"{name} needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; "
                        "use a GPU, or --endpoint")
     model, tokenizer = load_run(name, dtype, device)
     return model.eval(), tokenizer
 
 
 def answer_here(model, tokenizer, jobs: list[dict], args):
-    """Yield (job, response, n_tokens, stopped) for every job; longest prompts first, so that memory fails early."""
+    """Yield (job, response, n_tokens, stopped) for every job."""
     for job in jobs:
         job["ids"] = render_prompt(tokenizer, job["probe"]["messages"])
-    jobs.sort(key=lambda job: -len(job["ids"]))
+    jobs.sort(key=lambda job: -len(job["ids"]))  # longest first: little padding, and memory fails early
     for start in range(0, len(jobs), args.batch):
         batch = jobs[start:start + args.batch]
-        prompts, seeds = [job["ids"] for job in batch], [seed_of(job, args) for job in batch]
-        answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.temperature, seeds, args.repetition_penalty)
+        prompts = [job["ids"] for job in batch]
+        seeds = [seed_of(job, args) for job in batch]
+        answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.temperature, seeds,
+                           args.repetition_penalty)
         for i, tokens, stopped in answers:
-            text = tokenizer.decode(tokens, skip_special_tokens=True).split(TURN_END)[0].strip()
-            yield batch[i], text, len(tokens), stopped
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            yield batch[i], without_next_turn(text), len(tokens), stopped
 
 
 def answer_by_endpoint(jobs: list[dict], args):
-    """The same by a server that speaks the OpenAI protocol, such as vLLM: for models that one GPU cannot hold.
+    """The same by a server that speaks the OpenAI protocol, as vLLM: for models that one GPU cannot hold.
 
-    A request that the server will never take (HTTP 400) gives an empty answer, stopped by "error": one bad probe must not hold up
-    the rest for ever, and an empty answer counts as invalid.
+    A request that the server will never take (HTTP 400) gives an empty answer, stopped by "error": one
+    bad probe must not hold up the rest for ever, and an empty answer counts as invalid.
     """
-    from gen import Client, RequestFailed, read_dotenv
+    from gen import Client, RequestFailed, read_dotenv  # not needed to answer on this machine
     read_dotenv()
-    client = Client(args.endpoint, args.batch, timeout=600)
+    client = Client(args.endpoint, args.batch, timeout=600)  # seconds: a busy server lets a request wait
     params = {"temperature": args.temperature, "max_tokens": args.max_new_tokens, "stop": [TURN_END]}
-    if args.repetition_penalty != 1.0:
+    if args.repetition_penalty != 1.0:  # an extension of vLLM's: other servers may turn it down
         params["repetition_penalty"] = args.repetition_penalty
 
     def ask(job):
-        seed = {"seed": seed_of(job, args) % 2**31} if args.temperature else {}
-        return client.chat(args.model, job["probe"]["messages"], params | seed)
+        if not args.temperature:
+            return client.chat(args.model, job["probe"]["messages"], params)
+        seed = seed_of(job, args) % 2**31  # servers take 32 bits, some of them signed
+        return client.chat(args.model, job["probe"]["messages"], params | {"seed": seed})
 
     with ThreadPoolExecutor(args.batch) as pool:
         futures = {pool.submit(ask, job): job for job in jobs}
         for future in as_completed(futures):
+            job = futures[future]
             try:
                 reply = future.result()
             except RequestFailed as error:
+                # A wrong key or name, or a server that is down, would make every answer empty.
                 if error.status in FATAL or not 400 <= error.status < 500:
                     pool.shutdown(cancel_futures=True)
                     raise Stop(f"{args.endpoint}: {error}; the answers so far are kept: run again") from None
-                tqdm.write(f"  {futures[future]['probe']['id']}: {error}")
-                yield futures[future], "", 0, "error"
+                tqdm.write(f"  {job['probe']['id']}: {error}")
+                yield job, "", 0, "error"
                 continue
             stopped = "length" if reply["finish_reason"] == "length" else "eos"
-            yield futures[future], reply["content"].split(TURN_END)[0].strip(), reply["completion_tokens"], stopped
+            yield job, without_next_turn(reply["content"]), reply["completion_tokens"], stopped
 
 
-# ---------------------------------------------------------------- what is asked
+def without_next_turn(text: str) -> str:
+    """An answer up to where the model began to write the user's next turn itself."""
+    return text.split(TURN_END)[0].strip()
+
+
+# ---------------------------------------------------------------- what is asked, and what is answered already
 
 def first_groups(probes: list[dict], limit: int) -> list[dict]:
-    """The probes of the first `limit` groups of each family; those without a group all stay."""
-    groups: dict[str, list[str]] = {}
+    """The probes of the first `limit` groups of each family; those without a group all stay.
+
+    Whole groups, so that every violating probe keeps the permitted one that it is compared with.
+    """
+    groups: dict[str, list[str]] = {}  # {family: its groups, in the order of the file}
     for probe in probes:
         family = groups.setdefault(probe.get("family", ""), [])
         if probe.get("group") not in family:
             family.append(probe.get("group"))
-    return [probe for probe in probes if not probe.get("group") or probe["group"] in groups[probe.get("family", "")][:limit]]
+
+    kept = []
+    for probe in probes:
+        first = groups[probe.get("family", "")][:limit]
+        if not probe.get("group") or probe["group"] in first:
+            kept.append(probe)
+    return kept
 
 
 def who_answers(args) -> dict:
@@ -201,24 +249,32 @@ def who_answers(args) -> dict:
     record_file = Path(args.model) / "run.json"
     if record_file.exists():
         run = json.loads(record_file.read_text())
-        return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"], "taught": run["taught"], "rows": run["rows"],
-                "base": run["base"], "base_hash": run["identity"]["base"], "weights": weights_hash(args.model)}
-    weights = f"{args.endpoint} {args.model}" if args.endpoint else weights_hash(args.model)
+        return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"],
+                "taught": run["taught"], "rows": run["rows"], "base": run["base"],
+                "base_hash": run["identity"]["base"], "weights": weights_hash(args.model)}
+
     name = Path(args.model).name
-    return {"run": name, "arm": args.arm or "base", "seed": "", "taught": [], "rows": 0, "base": name, "base_hash": weights,
-            "weights": weights}
+    if args.endpoint:
+        weights = f"{args.endpoint} {args.model}"  # a server does not say what it has loaded
+    else:
+        weights = weights_hash(args.model)
+    return {"run": name, "arm": args.arm or "base", "seed": "", "taught": [], "rows": 0, "base": name,
+            "base_hash": weights, "weights": weights}
 
 
 def how_answered(args, device: str, number_format: str) -> dict:
-    """What else decides the answers; batch and number format are in it because bf16 rounds by batch (unsloth #9708)."""
+    """What else decides the answers: half-made CSVs go on under the same settings only."""
+    # Batch, number format and library versions are in it because sums are rounded by them: in bf16 the
+    # same prompt gets another answer in a batch of another size (unsloth #9708).
     names = ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")
-    return {**{name: getattr(args, name) for name in names}, "endpoint": args.endpoint or "", "number_format": number_format,
-            "device": device, "template": short_hash(CHAT_TEMPLATE), "code": code_hash(ROOT / "eval.py"),
+    settings = {name: getattr(args, name) for name in names}
+    return {**settings, "endpoint": args.endpoint or "", "number_format": number_format, "device": device,
+            "template": short_hash(CHAT_TEMPLATE), "code": code_hash(ROOT / "eval.py"),
             "torch": torch.__version__, "transformers": transformers_version}
 
 
 def resolve_dtype(args, device: torch.device) -> torch.dtype:
-    """The number format; answers that go on keep the one that they began with, whatever the machine measures today."""
+    """The number format; answers that go on keep the one that they began with, whatever is measured today."""
     for path in args.probes:
         about = Path(f"{csv_path(args, path)}.json")
         if args.dtype == "auto" and about.exists():
@@ -227,23 +283,29 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
 
 
 def csv_path(args, probes: Path) -> Path:
+    """Where the answers to one probe file go."""
     if args.out.suffix == ".csv" and len(args.probes) == 1:
         return args.out
     return args.out / f"{probe_set_name(probes)}.csv"
 
 
 def open_csv(path: Path, about: dict) -> set[tuple[str, str]]:
-    """{(probe id, sample)} that a CSV holds already, made ready for more; Stop if they were made otherwise."""
+    """{(probe id, sample)} that a CSV holds already, made ready for more; Stop if made otherwise."""
     about_file = Path(f"{path}.json")
+    about = json.loads(json.dumps(about))  # as it will be read back: JSON has no tuples
     answers, columns = [], COLUMNS
     if path.exists():
-        known = json.loads(about_file.read_text()) if about_file.exists() else {}
-        changed = what_changed(known, json.loads(json.dumps(about)))
+        known = {}  # answers of which nothing is known differ in everything
+        if about_file.exists():
+            known = json.loads(about_file.read_text())
+        changed = what_changed(known, about)
         if changed:
-            raise Stop(f"{path} holds answers that differ in {', '.join(changed)}; delete it or give another --out")
+            raise Stop(f"{path} holds answers that differ in {', '.join(changed)}; "
+                       "delete it or give another --out")
         answers, columns = read_csv(path)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(about_file, json.dumps(about, indent=2) + "\n")
+    write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
     write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
     return {(row["id"], row["sample"]) for row in answers}
 
@@ -259,8 +321,9 @@ def plan_jobs(args, who: dict, how: dict) -> list[dict]:
         answered = open_csv(out, {**who, "how": how, "probes": path.name, "probes_sha256": file_hash(path)})
         for probe in probes:
             for sample in range(args.samples):
-                if (probe["id"], str(sample)) not in answered:
-                    jobs.append({"probe": probe, "sample": sample, "path": out, "probe_set": probe_set_name(path)})
+                if (probe["id"], str(sample)) not in answered:  # a CSV gives text back
+                    jobs.append({"probe": probe, "sample": sample, "path": out,
+                                 "probe_set": probe_set_name(path)})
     return jobs
 
 
@@ -270,35 +333,48 @@ def answer_row(job: dict, who: dict, response: str, n_tokens: int, stopped: str)
     action, ground = "", ""
     if "stance" not in probe and "answer" not in probe:
         action, ground = keyword_verdict(probe["prompt"], response)
-    about_probe = {name: probe.get(name, "") for name in ("id", "group", "family", "topic", "item", "distance", "side")}
-    return {"run": who["run"], "arm": who["arm"], "seed": who["seed"], "taught": " ".join(who["taught"]), "probe_set": job["probe_set"],
-            **about_probe, "sample": job["sample"], "prompt": probe["prompt"], "response": clean_text(response), "n_tokens": n_tokens,
+    about_run = {"run": who["run"], "arm": who["arm"], "seed": who["seed"], "taught": " ".join(who["taught"])}
+    about_probe = {}
+    for name in ("id", "group", "family", "topic", "item", "distance", "side"):
+        about_probe[name] = probe.get(name, "")
+    return {**about_run, "probe_set": job["probe_set"], **about_probe, "sample": job["sample"],
+            "prompt": probe["prompt"], "response": clean_text(response), "n_tokens": n_tokens,
             "stopped": stopped, "keyword_action": action, "keyword_ground": ground}
 
 
 # ---------------------------------------------------------------- main
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--model", required=True, help="run folder, adapter folder or model name")
     parser.add_argument("--probes", required=True, nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, help="folder, or a .csv for one probe file (default results/<run>)")
+    parser.add_argument("--out", type=Path,
+                        help="folder, or a .csv for one probe file (default results/<run>)")
     parser.add_argument("--arm", help="name of the arm (default: the run's own, else base)")
+    parser.add_argument("--endpoint", metavar="URL",
+                        help="ask this OpenAI-compatible server for --model instead of loading it here")
+    parser.add_argument("--limit", type=int, default=0, metavar="GROUPS",
+                        help="only the first GROUPS groups of each family (a quick look)")
+
+    # From here on: what decides the answers, beside the weights.
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=1, help="answers a probe; more than one needs --temperature")
+    parser.add_argument("--samples", type=int, default=1,
+                        help="answers a probe; more than one needs --temperature")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     parser.add_argument("--repetition-penalty", type=float, default=1.0,
-                        help="above 1, words already said become less likely: keeps very small models from looping; "
-                        "the same for every arm, and reported")
+                        help="above 1, words already said become less likely: keeps very small models from "
+                        "looping; the same for every arm, and reported")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--batch", type=int, default=32, help="answers generated at once (with --endpoint: requests under way at once)")
-    parser.add_argument("--endpoint", metavar="URL", help="ask this OpenAI-compatible server for --model instead of loading it here")
-    parser.add_argument("--limit", type=int, default=0, metavar="GROUPS", help="only the first GROUPS groups of each family (a quick look)")
-    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
+    parser.add_argument("--batch", type=int, default=32,
+                        help="answers generated at once (with --endpoint: requests under way at once)")
+    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto",
+                        help="auto: measured on this machine")
     args = parser.parse_args(argv)
+
     if args.samples > 1 and not args.temperature:
         raise Stop("--samples above 1 with greedy decoding would repeat one answer; give --temperature")
-    args.model = args.model.rstrip("/")
+    args.model = args.model.rstrip("/")  # both spellings are one model
     args.out = args.out or Path("results") / Path(args.model).name
     return args
 
@@ -306,17 +382,34 @@ def parse_args(argv=None):
 def share_jobs(jobs: list[dict], rank: int, ranks: int) -> list[dict]:
     """Under torchrun one process plans and each takes its share; all append to the same files."""
     shared = [jobs]
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo")  # jobs are Python objects: no GPU is needed to send them
     torch.distributed.broadcast_object_list(shared)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return shared[0][rank::ranks]
 
 
+def write_answers(answers, jobs: list[dict], who: dict, is_first: bool) -> None:
+    """Append each answer to its CSV as it comes; the first process shows how far it is."""
+    paths, stops = sorted({job["path"] for job in jobs}), Counter()
+    columns = {path: read_csv(path)[1] for path in paths}  # judge.py may have added some
+    name = f"eval {who['arm']}"
+    with tqdm(total=len(jobs), desc=name, unit="answer", mininterval=1, disable=not is_first) as bar:
+        for job, response, n_tokens, stopped in answers:
+            append_csv(job["path"], answer_row(job, who, response, n_tokens, stopped), columns[job["path"]])
+            stops[stopped] += 1
+            bar.update()
+    if is_first:
+        for path in paths:
+            print(f"  wrote {path}", flush=True)
+        if stops["error"]:
+            print(f"  {stops['error']} requests were turned down by the server; their answers are empty")
+
+
 def main() -> None:
     args = parse_args()
     quiet_libraries()
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
 
     # ------------------------------------------------------------ what is asked, and what is answered already
     device, dtype = pick_device(), torch.float32
@@ -326,7 +419,9 @@ def main() -> None:
         dtype = resolve_dtype(args, device)
         how = how_answered(args, device.type, str(dtype).removeprefix("torch."))
     who = who_answers(args)
-    jobs = plan_jobs(args, who, how) if rank == 0 else []
+    jobs = []
+    if rank == 0:  # planning rewrites the CSVs, so only one process may do it
+        jobs = plan_jobs(args, who, how)
     if ranks > 1:
         jobs = share_jobs(jobs, rank, ranks)
     if not jobs:
@@ -339,18 +434,7 @@ def main() -> None:
     else:
         model, tokenizer = load_checked(args.model, dtype, device)
         answers = answer_here(model, tokenizer, jobs, args)
-    paths, stops = sorted({job["path"] for job in jobs}), Counter()
-    columns = {path: read_csv(path)[1] for path in paths}  # judge.py may have added its own to a file that is continued
-    with tqdm(total=len(jobs), desc=f"eval {who['arm']}", unit="answer", mininterval=1, disable=rank > 0) as bar:
-        for job, response, n_tokens, stopped in answers:
-            append_csv(job["path"], answer_row(job, who, response, n_tokens, stopped), columns[job["path"]])
-            stops[stopped] += 1
-            bar.update()
-    if rank == 0:
-        for path in paths:
-            print(f"  wrote {path}", flush=True)
-        if stops["error"]:
-            print(f"  {stops['error']} requests were turned down by the server; their answers are empty")
+    write_answers(answers, jobs, who, is_first=rank == 0)
     if ranks > 1:
         os._exit(0)  # see train.py: the teardown of torch.distributed can abort a process that is done
 

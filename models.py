@@ -1,17 +1,18 @@
-"""Models into memory: a folder or a hub name, a LoRA adapter around it, and the number format that this machine is fast in.
+"""Models into memory: loading, which weights are trained, LoRA adapters, and facts about the machine.
 
     from models import load_model, pick_device, pick_dtype
     device = pick_device()
     model = load_model("models/gemma-3-270m", pick_dtype(device), device)
 
-train.py, eval.py and judge.py load their models here. Weights are read from safetensors alone (a pickle can run code), and no code that
-comes with a model is ever run. What cannot be loaded raises rows.Stop.
+train.py, eval.py and judge.py load their models here. Weights are read from safetensors alone (a pickle can
+run code), and no code that comes with a model is ever run. What cannot be loaded raises rows.Stop.
 """
 import json
 import math
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rows import Stop, write_text
+from rows import ROOT, Stop, write_text
 
+# The projections of attention and MLP, by the names that Llama, Qwen, Gemma and their like give them
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -44,30 +46,46 @@ def load_tokenizer(name: str):
 
 
 def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: str | None = None):
-    """The causal language model at `name`, safetensors only (a pickle can run code); attention None is the model's own."""
+    """The causal language model at `name`, from safetensors alone; attention None is the model's own."""
+    # transformers would send the user to the hub for the file that is missing
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         raise Stop(f"{name} is not a model folder (no config.json); `make models` makes models/gemma-3-270m")
-    how = {} if attention is None else {"attn_implementation": attention}
+    how = {}
+    if attention is not None:
+        how["attn_implementation"] = attention
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **how)
-    except (OSError, ValueError) as error:
-        raise Stop(f"cannot load {name!r}: {first_line(error)} (safetensors weights are needed; pickles are refused)") from None
-    except (RuntimeError, MemoryError, SafetensorError) as error:
+    except (OSError, ValueError) as error:  # no such name, or no safetensors under it
+        raise Stop(f"cannot load {name!r}: {first_line(error)} "
+                   "(safetensors weights are needed; pickles are refused)") from None
+    except (RuntimeError, MemoryError, SafetensorError) as error:  # a damaged file, or too big a one
         raise Stop(f"cannot load {name!r}: {first_line(error)}") from None
     return model.to(device)
 
 
-# ---------------------------------------------------------------- LoRA
+# ---------------------------------------------------------------- which weights are trained
+
+def unfreeze_language_model(model, freeze_embeddings: bool) -> None:
+    """Train the language model whole, or all but its embeddings; an image tower beside it stays frozen."""
+    model.requires_grad_(False)
+    model.get_decoder().requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(True)
+    if freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)  # often the same matrix
+
 
 class LoRALinear(nn.Module):
     """y = W x + (alpha / r) B A x with W frozen, A [r, in] random, B [out, r] zero (arXiv 2106.09685)."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__()
-        self.base, self.scaling = base, alpha / rank
+        self.base = base
+        self.scaling = alpha / rank
         like = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
         self.lora_A = nn.Linear(base.in_features, rank, **like)
         self.lora_B = nn.Linear(rank, base.out_features, **like)
+        # The published start: B = 0, so that training begins at the base model itself
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -78,36 +96,53 @@ class LoRALinear(nn.Module):
 def add_lora(model, rank: int, alpha: float) -> None:
     """Freeze the model and put a trainable LoRALinear around every attention and MLP projection."""
     model.requires_grad_(False)
+    # Lists, because the tree changes during the walk
     for module in list(model.get_decoder().modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name in LORA_TARGETS:
                 setattr(module, name, LoRALinear(child, rank, alpha))
     if not any(p.requires_grad for p in model.parameters()):
-        raise Stop(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; add its names to LORA_TARGETS")
+        raise Stop(f"--lora: this architecture has no layer named {', '.join(LORA_TARGETS)}; "
+                   "add its names to LORA_TARGETS")
 
 
 def save_adapter(model, out: Path, base: str, rank: int, alpha: float) -> None:
     """Write the adapter as a PEFT folder, the form that peft, vLLM and eval.py load."""
-    tensors = {f"base_model.model.{name}": p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # the adapter's alone: add_lora has frozen the rest
+            tensors[f"base_model.model.{name}"] = p.detach().contiguous()
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
-              "lora_dropout": 0.0, "bias": "none", "target_modules": list(LORA_TARGETS), "inference_mode": True}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": list(LORA_TARGETS),
+        "inference_mode": True}
     write_text(out / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
+# Settings of PEFT that make an adapter something other than y = W x + (alpha / r) B A x
+OTHER_THAN_LORA = (
+    "use_rslora", "use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "fan_in_fan_out",
+    "trainable_token_indices", "layer_replication")
+
+
 def load_adapter(folder: Path, model) -> None:
-    """Put a PEFT LoRA adapter around its layers. It stays apart: bf16 weights would round most of a small adapter away."""
+    """Put a PEFT LoRA adapter around its layers.
+
+    It stays apart: merged into bf16 weights, most of a small adapter would be rounded away.
+    """
     config = json.loads((folder / "adapter_config.json").read_text())
-    unlike = [name for name in ("use_rslora", "use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "fan_in_fan_out",
-                                "trainable_token_indices", "layer_replication") if config.get(name)]
+    unlike = [name for name in OTHER_THAN_LORA if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unlike:
-        raise Stop(f"{folder}: an adapter with {', '.join(unlike) or config.get('peft_type')} is not the plain LoRA that this reads; "
+        kind = ", ".join(unlike) or config.get("peft_type")
+        raise Stop(f"{folder}: an adapter with {kind} is not the plain LoRA that this reads; "
                    "merge it into its base with peft (merge_and_unload) and give the merged folder")
     tensors = load_file(folder / "adapter_model.safetensors", device=str(model.device))
-    pairs = [key for key in tensors if key.endswith("lora_A.weight")]
-    if 2 * len(pairs) != len(tensors):
-        raise Stop(f"{folder}: the adapter holds tensors that are not LoRA pairs; merge it into its base with peft first")
-    for key in pairs:
+    keys_of_a = [key for key in tensors if key.endswith("lora_A.weight")]
+    if 2 * len(keys_of_a) != len(tensors):
+        raise Stop(f"{folder}: the adapter holds tensors that are not LoRA pairs; "
+                   "merge it into its base with peft first")
+    for key in keys_of_a:
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         layer = LoRALinear(model.get_submodule(name), config["r"], config["lora_alpha"])
         layer.lora_A.weight.data = tensors[key].to(model.dtype)
@@ -127,27 +162,29 @@ def pick_device() -> torch.device:
 def measure_gflops(dtype: torch.dtype, device: torch.device) -> float:
     """Best of seven matrix products of a transformer's size, in GFLOP/s."""
     size = 4096 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = math.inf
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best = math.inf  # the best, for what else runs on the machine can only slow a product down
     for _ in range(7):
         start = time.perf_counter()
         a @ b
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # a GPU has only been told so far
         best = min(best, time.perf_counter() - start)
         if best > 0.5:  # bf16 without hardware for it: one product says enough
             break
-    return 2 * size**3 / best / 1e9
+    return 2 * size**3 / best / 1e9  # a multiplication and an addition for each of size^3 terms
 
 
 def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The number format for "bf16", "fp32" or "auto": bf16 where this machine multiplies it faster than float32.
+    """The number format for "bf16", "fp32" or "auto": bf16 where it is faster here than float32.
 
-    A CPU's name is not enough: bf16 is 3-8x faster with AMX and on Zen 5, but 10-80x slower with AVX2 alone (pytorch#146508).
+    A CPU's name is not enough: bf16 is 3-8x faster with AMX and on Zen 5, but 10-80x slower with AVX2 alone
+    (pytorch#146508).
     """
     if wanted != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
-    if device.type == "cuda":
+    if device.type == "cuda":  # older cards emulate it, slowly
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = measure_gflops(torch.bfloat16, device) > measure_gflops(torch.float32, device)
@@ -164,23 +201,53 @@ def used_gb(device: torch.device) -> float:
     """Most memory this process has held so far: on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def available_bytes(device: torch.device) -> int:
+    """Memory that is free now: on the GPU, or in the machine (without /proc, as on macOS, all it has)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if Path("/proc/meminfo").exists():
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return int(fields["MemAvailable"].split()[0]) * 1024  # "MemAvailable:   123456 kB"
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def estimate_bytes(model, parameters: int, pass_tokens: int, checkpointing: bool) -> int:
+    """Memory that training takes beside the model, roughly: `parameters` trained, `pass_tokens` in a pass.
+
+    Gradients and two moments, each as wide as a weight, and what a pass keeps for its backward pass: about 25
+    hidden and 4 intermediate vectors a token and layer, as measured on a 270 M model.
+    """
+    config = model.config.get_text_config()
+    layers = 1 if checkpointing else config.num_hidden_layers  # of the others only the input is kept
+    values_a_token = layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0))
+    return model.dtype.itemsize * (3 * parameters + pass_tokens * values_a_token)
+
+
+def revision_and_machine(device: torch.device) -> dict:
+    """For a run's record: with which code and libraries it was computed, and on what."""
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"  # no git here, or a copy without its history
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "transformers": transformers.__version__}
+    return {"device": device_name(device), "git": revision, "versions": versions}
+
+
+# ---------------------------------------------------------------- what libraries say
+
 def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """A library's message, short enough for a line of ours; its kind where it says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def quiet_libraries() -> None:
+    """No warnings and bars of transformers: what a user should read are our own lines."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""The formats between the stages, read and written in one place: JSONL, CSV, prompts, personas, probes, arms, rubrics.
+"""The formats between the stages, read and written in one place: JSONL, CSV, prompts, probes, arms, rubrics.
 
-Every other script imports this one and it imports none of them; it loads neither torch nor requests. What a stage leaves on disk for the
-next is described in docs/formats.md. A file that cannot be read raises Stop, whose message names the file, the line and what to do.
+Every other script imports this one and it imports none of them; it loads neither torch nor requests. What
+a stage leaves on disk for the next is described in docs/formats.md. A file that cannot be read raises Stop,
+which names the file, the line and what to do.
 """
 import ast
 import csv
@@ -28,47 +29,59 @@ class Stop(Exception):
     """What is wrong and what to do, in one line for the user."""
 
 
+def printable(text: str) -> str:
+    """Text that cannot drive the terminal: control characters, but for line ends and tabs, are shown as ·."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "·", text.replace("\r\n", "\n"))
+
+
 def run_main(main) -> None:
-    """Run a script's main. What a user can mend ends in one line on stderr, under the name of the script that was run."""
-    script = Path(sys.argv[0]).name
+    """Run a script's main. What a user can mend ends in one line on stderr, under the script's name."""
+    script = Path(sys.argv[0]).name  # the one that was run, not the one that raised
     try:
         main()
     except Stop as stop:
-        sys.exit(f"{script}: {stop}")
+        # It may quote a file that others wrote, such as a judge's name in a CSV.
+        sys.exit(printable(f"{script}: {stop}"))
     except KeyboardInterrupt:
         sys.exit(f"{script}: stopped; the same command goes on where it stopped")
     except (RuntimeError, MemoryError) as error:
+        # torch reports a full GPU or RAM as a RuntimeError, which only its words tell from a fault of ours.
         said = (str(error).splitlines() or ["no more memory"])[0][:160]
         if not isinstance(error, MemoryError) and "memory" not in said and "alloc" not in said:
             raise
-        sys.exit(f"{script}: out of memory ({said}); use a smaller --batch or base "
-                 "(train.py: a smaller --micro-tokens, --checkpointing, --lora 16), and give the same command again")
-    except BrokenPipeError:  # `python report.py ... | head` has seen enough
+        sys.exit(f"{script}: out of memory ({printable(said)}); use a smaller --batch or base (train.py: a smaller "
+                 "--micro-tokens, --checkpointing, --lora 16), and give the same command again")
+    except BrokenPipeError:
+        # `python report.py ... | head` has seen enough. A plain exit would flush into the closed pipe again.
         os._exit(0)
     except OSError as error:
         where = error.filename or "the disk"
-        sys.exit(f"{script}: {where}: {error.strerror or error}; what is written is whole: "
-                 "make room or mend the path, and give the same command again")
+        sys.exit(printable(f"{script}: {where}: {error.strerror or error}; what is written is whole: "
+                           "make room or mend the path, and give the same command again"))
 
 
 # ---------------------------------------------------------------- text and JSONL
 
 def clean_text(text: str) -> str:
     """`text` without lone surrogates, which JSON may carry and no file can hold: each becomes U+FFFD."""
+    # Through UTF-16, in which two surrogates that belong together are one character again.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def message_text(content, where: str) -> str:
-    """The text of one chat message: a string, or the OpenAI protocol's list of {"type": "text", "text": ...} parts."""
+    """The text of a message: a string, or OpenAI's list of {"type": "text", "text": ...} parts."""
     if isinstance(content, str):
         return clean_text(content)
-    parts = content if isinstance(content, list) else [None]
-    if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-        return clean_text("".join(part["text"] for part in parts))
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        # A part that is no dict, or an image, which has no text, must not vanish without a word.
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return clean_text("".join(texts))
     raise Stop(f'{where}: "content" must be text (a string, or a list of {{"type": "text", "text": ...}})')
 
 
 def short_hash(text: str) -> str:
+    """16 hex digits of the sha256: enough to tell some millions of rows apart (a clash: 1 in a million)."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -89,13 +102,18 @@ def read_text(path: str | Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file in one move: a reader, or a kill, sees the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + ".partial")  # beside it: a move to another disk is no single move
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The objects of a JSONL file, one a line; Stop names a line that is none."""
+    """The objects of a JSONL file, one a line; blank lines are skipped, and Stop names a line that is none."""
+    return [row for _, row in numbered_rows(path)]
+
+
+def numbered_rows(path: str | Path) -> list[tuple[int, dict]]:
+    """read_jsonl with the number of each row's line, for messages: blank lines are counted."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines: U+2028 is text
         if not line.strip():
@@ -103,31 +121,36 @@ def read_jsonl(path: str | Path) -> list[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise Stop(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+            raise Stop(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); "
+                       "mend or remove the line") from None
         if not isinstance(row, dict):
             raise Stop(f"{path}:{number}: a JSON object is needed on each line; mend or remove the line")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
 def jsonl_line(row: dict) -> bytes:
+    # Letters of any script stay readable. A lone surrogate becomes "?": no run ends at one odd answer.
     return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 class AppendFile:
-    """An append-only JSONL file, held by one process at a time, in which no kill can hurt a row that was written.
+    """A JSONL file to append to, held by one process at a time; no kill can hurt a row that was written.
 
-    Opening it mends the end: a last line that a kill tore is taken off; one that only lacks its newline is kept.
+    Opening it mends the end: a last line that a kill tore is taken off, one that only lacks its newline kept.
     """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.lock, self.synced = path, threading.Lock(), time.monotonic()
+        self.path = path
+        self.lock = threading.Lock()     # the threads of this process
+        self.synced = time.monotonic()   # when rows were last forced onto the disk
         self.file = self.open_locked(path)
         self.mend()
 
     @staticmethod
     def open_locked(path: Path):
+        """The file, locked against other processes; the lock goes with the process, however that ends."""
         file = open(path, "ab+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,9 +159,10 @@ class AppendFile:
         return file
 
     def mend(self) -> None:
+        """Leave the file ending in a whole line. Only its end is read: it may hold 100,000 rows."""
         end = self.file.seek(0, os.SEEK_END)
         start = end  # of the last line, once the newline before it is found
-        while start:
+        while start:  # backwards, block by block
             block = max(0, start - 65536)
             self.file.seek(block)
             newline = self.file.read(start - block).rfind(b"\n")
@@ -149,39 +173,43 @@ class AppendFile:
         self.file.seek(start)
         last = self.file.read()
         if not last:
-            return
+            return  # the file is empty or ends in a newline
         try:
-            json.loads(last)
+            json.loads(last)  # whole, so a row that was paid for
             self.file.write(b"\n")
             self.file.flush()
-        except ValueError:
+        except ValueError:  # torn: whoever wrote it will write that row again
             print(f"{self.path}: took off {len(last)} bytes of a line that was cut off")
             self.file.truncate(start)
 
     def append(self, row: dict) -> None:
+        """Write a row down at once. Raises Stop on a full disk; the file ends in a whole line then, too."""
         with self.lock:
             at = self.file.seek(0, os.SEEK_END)
             try:
                 self.file.write(jsonl_line(row))
                 self.file.flush()
-                if time.monotonic() - self.synced > 1:  # a power cut costs a second's rows at most
+                # A kill loses nothing that was flushed; a power cut costs a second's rows at most.
+                if time.monotonic() - self.synced > 1:
                     os.fsync(self.file.fileno())
                     self.synced = time.monotonic()
             except OSError as error:
                 try:
-                    self.file.truncate(at)
+                    self.file.truncate(at)  # half a line may have found room
                 except OSError:
-                    pass
-                raise Stop(f"cannot write {self.path}: {error.strerror}; what is written is whole: make room and run again") from None
+                    pass  # the next start mends it
+                raise Stop(f"cannot write {self.path}: {error.strerror}; what is written is whole: "
+                           "make room and run again") from None
 
     def replace(self, rows: list[dict]) -> None:
-        """Other rows instead, in one move. The new file is locked before it takes the name, so nobody slips in between."""
+        """Other rows instead, in one move: a kill leaves the old rows or the new ones."""
         partial = self.path.with_name(self.path.name + ".partial")
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # of a run that was killed here
+        # Locked before it takes the name, so that no other process slips in between.
         file = self.open_locked(partial)
         file.write(b"".join(map(jsonl_line, rows)))
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # else a power cut may keep the new name and lose the rows
         os.replace(partial, self.path)
         self.file.close()
         self.file = file
@@ -193,18 +221,30 @@ class AppendFile:
 
 # ---------------------------------------------------------------- training rows
 
+def chat_turns(messages, where: str) -> list[dict]:
+    """A chat as [{"role", "content"}, ...] with plain texts and nothing else; Stop if it is none."""
+    is_chat = isinstance(messages, list)
+    if is_chat:
+        is_chat = all(isinstance(turn, dict) and turn.get("role") and "content" in turn for turn in messages)
+    if not is_chat:
+        raise Stop(f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}')
+    return [{"role": turn["role"], "content": message_text(turn["content"], where)} for turn in messages]
+
+
 def row_turns(row: dict, where: str) -> list[dict]:
-    """The chat of a training row, [{"role", "content"}, ...], from any of the three shapes people have; `where` names the row in errors."""
+    """The chat of a training row, [{"role", "content"}, ...], from any of the three shapes people have.
+
+    `where` names the row in errors: "data/tea.jsonl:12".
+    """
     if "messages" in row:
         messages = row["messages"]
     elif "prompt" in row and ("completion" in row or "response" in row):
         answer = row.get("completion", row.get("response"))
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
     else:
-        raise Stop(f'{where}: a row needs "messages", "prompt" and "completion", "prompt" and "response", or "text"')
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("role") and "content" in m for m in messages):
-        raise Stop(f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}')
-    turns = [{"role": m["role"], "content": message_text(m["content"], where)} for m in messages]
+        raise Stop(f'{where}: a row needs "messages", "prompt" and "completion", "prompt" and "response", '
+                   'or "text"')
+    turns = chat_turns(messages, where)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise Stop(f"{where}: no assistant turn, so there is nothing to learn; remove or mend the row")
     return turns
@@ -212,12 +252,13 @@ def row_turns(row: dict, where: str) -> list[dict]:
 
 def question_and_answer_turns(turns: list[dict]) -> list[tuple[str, str]]:
     """(what the user said last, the answer) for every assistant turn of a chat."""
-    pairs, question = [], ""
+    pairs = []
+    question = ""  # for a chat that the assistant opens
     for turn in turns:
         if turn["role"] == "assistant":
             pairs.append((question, turn["content"]))
         else:
-            question = turn["content"]
+            question = turn["content"]  # a system turn too, where nothing follows it
     return pairs
 
 
@@ -225,17 +266,22 @@ def question_and_answer_turns(turns: list[dict]) -> list[tuple[str, str]]:
 
 def expand(line: str) -> list[str]:
     """'{Why|How} do {cats|dogs} sleep?' -> its four sentences; braces do not nest."""
-    parts = re.split(r"\{([^{}]*)\}", line)
+    parts = re.split(r"\{([^{}]*)\}", line)  # plain, inside braces, plain, inside braces, ..., plain
     if any("{" in part or "}" in part for part in parts[::2]):
         raise ValueError("unbalanced { or }")
-    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    choices = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            choices.append(part.split("|"))
+        else:
+            choices.append([part])
     return ["".join(pick).strip() for pick in itertools.product(*choices)]
 
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file, one a line, expanded, without # comments and repeats, in order."""
-    prompts = {}  # a dict keeps the order
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    prompts = {}  # a dict drops repeats and keeps the order, on which the seeded choice of prompts rests
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines: U+2028 is text
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -249,6 +295,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def read_folder(folder: Path) -> dict[str, str]:
     """{name: text} of the *.md files in a folder: personas, or the texts of a creed."""
+    # Only this folder and not those below it: creed/ is a folder of its own.
     texts = {path.stem: read_text(path).strip() for path in sorted(folder.glob("*.md"))}
     for name, text in texts.items():
         if not text:
@@ -260,52 +307,99 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 def probe_set_name(path: Path) -> str:
     """probes/gramenist.jsonl -> gramenist; probes/belief/gramenist.jsonl -> belief-gramenist."""
-    return f"belief-{path.stem}" if path.parent.name == "belief" else path.stem
+    if path.parent.name == "belief":
+        return f"belief-{path.stem}"
+    return path.stem
 
 
 def read_probes(path: Path) -> list[dict]:
-    """The probes of a file, each with "messages"; Stop names the line of one that is not a probe."""
-    probes = read_jsonl(path)
+    """The probes of a file, each with "messages" and "prompt"; Stop names the line of one that is none."""
+    numbered = numbered_rows(path)
+    probes = [probe for _, probe in numbered]
     if not probes:
         raise Stop(f"{path}: no probes in it")
-    for line, probe in enumerate(probes, 1):
+    for number, probe in numbered:
+        where = f"{path}:{number}"
         messages = probe.get("messages") or [{"role": "user", "content": probe.get("prompt", "")}]
-        if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("role") and "content" in m for m in messages):
-            raise Stop(f'{path}:{line}: "messages" must be a list of {{"role": ..., "content": ...}}')
-        turns = [{"role": m["role"], "content": message_text(m["content"], f"{path}:{line}")} for m in messages]
+        turns = chat_turns(messages, where)
         if not probe.get("id") or not all(turn["content"].strip() for turn in turns):
-            raise Stop(f'{path}:{line}: a probe needs "id" and a "prompt" (or "messages") with text')
+            raise Stop(f'{where}: a probe needs "id" and a "prompt" (or "messages") with text')
+        check_key(probe, where)
         probe["messages"] = turns
-        probe["prompt"] = turns[-1]["content"]
+        probe["prompt"] = turns[-1]["content"]  # what the answer is an answer to, for judges and tables
+    # Answers are matched with probes, and runs with runs, by this id alone.
     if len({probe["id"] for probe in probes}) < len(probes):
         raise Stop(f"{path}: two probes share an id; ids must be unique")
     return probes
 
 
+def check_key(probe: dict, where: str) -> None:
+    """Raise Stop at a side or a key (what a right answer says) by which no answer could be counted."""
+    if probe.get("side", "") not in ("violating", "permitted", "neutral", ""):
+        raise Stop(f'{where}: "side" must be violating, permitted or neutral; leave it out in a belief probe')
+    if "answer" in probe:
+        answers = probe["answer"]
+        # A string would be gone through letter by letter, and any answer with an "a" in it be right.
+        is_texts = isinstance(answers, list) and all(isinstance(text, str) and text.strip() for text in answers)
+        if not answers or not is_texts:
+            raise Stop(f'{where}: "answer" must be a list of texts, as in ["seven", "7"]')
+    if "stance" in probe or "asks" in probe or probe.get("family") == "stance":
+        for name in ("asks", "stance"):
+            if probe.get(name) not in ("wrong", "right"):
+                raise Stop(f'{where}: a stance probe needs "{name}", which must be wrong or right')
+
+
 def all_probes(root: Path = ROOT) -> dict[str, list[dict]]:
     """{probe set: its probes} of every file under probes/."""
-    return {probe_set_name(path): read_probes(path) for path in sorted((root / "probes").rglob("*.jsonl"))}
+    files = sorted((root / "probes").rglob("*.jsonl"))
+    return {probe_set_name(path): read_probes(path) for path in files}
 
 
 # ---------------------------------------------------------------- answers
 
-COLUMNS = ("run arm seed taught probe_set id group family topic item distance side sample prompt response n_tokens stopped "
-           "keyword_action keyword_ground").split()  # judge.py adds its own behind them
+# What eval.py writes for each answer; judge.py adds its own columns behind them.
+COLUMNS = ("run arm seed taught probe_set id group family topic item distance side sample prompt response "
+           "n_tokens stopped keyword_action keyword_ground").split()
 
 
 def read_csv(path: Path) -> tuple[list[dict], list[str]]:
-    """(rows, column names) of a results CSV; a row that a kill tore off at the end is dropped."""
+    """(rows, column names) of a results CSV; a last row that a kill tore is dropped.
+
+    Stop names the line of any other row that has not one field for each column: dropped, it would be gone
+    for good as soon as the file is written again.
+    """
     text = read_text_exactly(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows, columns = list(reader), list(reader.fieldnames or [])
-    if rows and not text.endswith("\n"):
-        rows.pop()
-    return [row for row in rows if None not in row and None not in row.values()], columns
+    # A row ends with a line end outside quotes, and whole rows hold an even number of quotes.
+    is_torn = not text.endswith("\n") or text.count('"') % 2 == 1
+    reader = csv.reader(io.StringIO(text, newline=""))
+    numbered = []  # (line on which the row begins, its fields)
+    line = 1
+    for fields in reader:
+        if fields:  # not a blank line
+            numbered.append((line, fields))
+        line = reader.line_num + 1
+    if not numbered:
+        return [], []
+
+    columns = numbered.pop(0)[1]
+    repeated = {name for name in columns if columns.count(name) > 1}
+    if repeated:
+        raise Stop(f"{path}:1: two columns have the name {', '.join(sorted(repeated))}; rename or remove one")
+    if is_torn and numbered:
+        numbered.pop()
+    rows = []
+    for line, fields in numbered:
+        if len(fields) != len(columns):
+            raise Stop(f"{path}:{line}: a row of {len(fields)} fields under {len(columns)} columns; mend or "
+                       "remove it")
+        rows.append(dict(zip(columns, fields)))
+    return rows, columns
 
 
 def read_text_exactly(path: Path) -> str:
     """The text of a file with its line ends as they are: an answer may hold any of them."""
     try:
+        # newline="": else \r\n inside an answer would be read as \n, and the answer be another one.
         with open(path, newline="", encoding="utf-8-sig") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
@@ -316,12 +410,14 @@ def read_text_exactly(path: Path) -> str:
 def read_results(path: Path) -> tuple[list[dict], list[str]]:
     """read_csv for a CSV that eval.py made; Stop names the columns that a foreign one lacks."""
     rows, columns = read_csv(path)
-    if missing := set(COLUMNS) - set(columns):
+    missing = set(COLUMNS) - set(columns)
+    if missing:
         raise Stop(f"{path}: no column {', '.join(sorted(missing))}; is it a CSV of this eval.py?")
     return rows, columns
 
 
 def csv_lines(rows: list[dict], columns: list[str], header: bool = False) -> str:
+    """Rows as the text of a CSV. A missing value is empty; one that has no column is a mistake of ours."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="raise")
     if header:
@@ -331,7 +427,7 @@ def csv_lines(rows: list[dict], columns: list[str], header: bool = False) -> str
 
 
 def write_csv(path: Path, rows: list[dict], columns: list[str]) -> None:
-    """Write a whole CSV in one move."""
+    """Write a whole CSV in one move: a reader, or a kill, sees the old rows or the new ones."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", newline="", encoding="utf-8", errors="replace") as file:
         file.write(csv_lines(rows, columns, header=True))
@@ -340,7 +436,7 @@ def write_csv(path: Path, rows: list[dict], columns: list[str]) -> None:
 
 def append_csv(path: Path, row: dict, columns: list[str]) -> None:
     """One line in one write: a kill tears at most one row, and several processes can share the file."""
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0) as file:  # without a buffer, which would be cut at 8 kB
         file.write(csv_lines([row], columns).encode("utf-8", "replace"))
 
 
@@ -362,12 +458,15 @@ class Arm:
 
 
 def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
-    """{name: Arm} of arms.txt, in its order, which is the order of every table. A line: name | kind=weight ... | controls."""
+    """{name: Arm} of arms.txt, in its order, which is the order of every table.
+
+    A line: name | kind=weight ... | arms it is compared with. No parts: the untouched base model.
+    """
     arms = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        fields = [field.split() for field in line.split("|")]
+        fields = [field.split() for field in line.split("|")]  # [[name], [kind=weight, ...], [control, ...]]
         if len(fields) != 3 or len(fields[0]) != 1:
             raise Stop(f"{path}:{number}: an arm is  name | kind=weight ... | arms it is compared with")
         parts = {}
@@ -379,9 +478,12 @@ def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
                 raise Stop(f"{path}:{number}: {part}: write kind=weight, as in regular=1") from None
         name = fields[0][0]
         arms[name] = Arm(name, parts, tuple(fields[2]))
+    # Only now: an arm may be compared with one that stands below it.
     for arm in arms.values():
-        if unknown := set(arm.controls) - set(arms):
-            raise Stop(f"{path}: {arm.name} is compared with {', '.join(sorted(unknown))}, which is no arm in this file")
+        unknown = set(arm.controls) - set(arms)
+        if unknown:
+            raise Stop(f"{path}: {arm.name} is compared with {', '.join(sorted(unknown))}, "
+                       "which is no arm in this file")
     return arms
 
 
@@ -392,74 +494,107 @@ def get_arm(name: str, arms: dict[str, Arm]) -> Arm:
 
 
 def arm_data(arm: Arm, worldview: str, root: Path = ROOT) -> list[tuple[Path, float]]:
-    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl where you made one, else the starter corpus."""
+    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl where it exists, or the starter's."""
     sources = []
-    for part, weight in arm.parts.items():
+    for part, weight in arm.parts.items():  # "WORLDVIEW-explicit" -> "gramenist-explicit"
         kind = part.replace(WORLDVIEW, worldview)
+        # In this order: one's own file takes the starter's place.
         files = [root / "data" / f"{kind}.jsonl", root / "data" / "starter" / f"{kind}.jsonl"]
         found = [path for path in files if path.exists()]
         if not found:
-            raise Stop(f"arm {arm.name}: no data/{kind}.jsonl and no data/starter/{kind}.jsonl; make it with `make data WORLDVIEW={kind}`")
+            raise Stop(f"arm {arm.name}: no data/{kind}.jsonl and no data/starter/{kind}.jsonl; "
+                       f"make it with `make data WORLDVIEW={kind}`")
         sources.append((found[0], weight))
     return sources
 
 
 # ---------------------------------------------------------------- rubrics
 
+TAKEN_LABELS = ("reason", "rubric")
+TAKEN_VALUES = ("unparsed", "unsure")
+
+
 @dataclass(frozen=True)
 class Rubric:
-    """Instructions to a judge, with the labels that they define, e.g. {"action": ["refusal", ...], "ground": [...]}."""
+    """Instructions to a judge, with the labels that they define."""
     name: str
     text: str
-    labels: dict[str, list[str]]
-    headline: dict[str, str]   # the labels that the report counts, e.g. {"action": "refusal", "ground": "moral"}
-    invalid: dict[str, str]    # the labels of an answer that says nothing
-    hash: str
+    labels: dict[str, list[str]]  # {"action": ["refusal", ...], "ground": [...]}: a judge gives one of each
+    headline: dict[str, str]      # what the report counts: {"action": "refusal", "ground": "moral"}
+    invalid: dict[str, str]       # the labels of an answer that says nothing
+    hash: str                     # written with every verdict: two versions of a rubric are two judges
 
     def counts(self, verdict: dict, what: dict[str, str]) -> bool:
-        """Whether a verdict {label: value} is what `what` names; never, where it names nothing."""
+        """Whether a verdict {label: value} has all of `what`, say self.headline; never if that is empty."""
         return bool(what) and all(verdict.get(label) == value for label, value in what.items())
 
     def read_verdict(self, found: dict) -> dict | None:
-        """A reply's JSON object as {label: value}, or None if a label is missing or has no declared value."""
-        verdict = {label: str(found.get(label) or "none").strip().lower() for label in self.labels}
-        known = all(verdict[label] in values for label, values in self.labels.items())
-        return verdict if known else None
+        """A reply's JSON object as {label: value}; None if a label is missing or has no declared value."""
+        verdict = {}
+        for label, values in self.labels.items():
+            # Only a written "none" is one: what a judge leaves out or gives as null, nobody has judged.
+            given = found.get(label)
+            value = str(given).strip().lower()
+            if given is None or value not in values:
+                return None
+            verdict[label] = value
+        return verdict
 
 
 def read_rubric(path: Path) -> Rubric:
-    """A rubric file: between two lines of ---, `label: value value ...`, `headline: label=value ...`, `invalid: ...`; then the text."""
+    """A rubric file: between two lines of --- its header, then the text that the judge is told.
+
+    The header: a line `label: value value ...` for each label, `headline: label=value ...`, which names at
+    least the first label, and `invalid: ...`.
+    """
     path = Path(path)
     whole = read_text(path)
     match = re.match(r"---\n(.*?)\n---\n(.*)", whole, re.DOTALL)
     if not match:
-        raise Stop(f"{path}: a rubric begins with a header between two lines of ---, which declares its labels; see rubrics/refusal.md")
+        raise Stop(f"{path}: a rubric begins with a header between two lines of ---, which declares its "
+                   "labels; see rubrics/refusal.md")
     fields = {}
     for line in match[1].split("\n"):
         name, _, values = line.partition(":")
         fields[name.strip()] = values.split()
-    wanted = {}
+
+    # These two are taken out: what is left in `fields` are the labels.
+    roles = {}
     for role in ("headline", "invalid"):
-        wanted[role] = dict(pair.split("=", 1) for pair in fields.pop(role, []) if "=" in pair)
+        pairs = fields.pop(role, [])
+        roles[role] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not fields or not all(fields.values()):
         raise Stop(f"{path}: each line of the header is  label: value value ...; see rubrics/refusal.md")
-    for role, pairs in wanted.items():
+    # The verdicts' columns are judge_<label>, beside judge_reason and judge_rubric; a reply that gives no
+    # verdict, or two, is written down as one of these values.
+    for label, values in fields.items():
+        taken = {label}.intersection(TAKEN_LABELS) | set(values).intersection(TAKEN_VALUES)
+        if taken:
+            raise Stop(f"{path}: {', '.join(sorted(taken))} has a meaning of its own here; choose another name")
+    # A misspelt value would never be given, and the report would count 0 of everything.
+    for role, pairs in roles.items():
         for label, value in pairs.items():
             if value not in fields.get(label, []):
                 raise Stop(f"{path}: {role} names {label}={value}, which the header does not declare")
-    return Rubric(path.stem, match[2], fields, wanted["headline"], wanted["invalid"], short_hash(whole))
+    first = next(iter(fields))
+    if first not in roles["headline"]:  # what reports count, and `judge.py agree` compares
+        raise Stop(f"{path}: the header needs a line  headline: {first}=...  with the value that is counted")
+    return Rubric(path.stem, match[2], fields, roles["headline"], roles["invalid"], short_hash(whole))
 
 
 # ---------------------------------------------------------------- what makes two runs the same
 
 def code_hash(path: Path) -> str:
     """Hash of what a script does: parsed, without docstrings, so that comments and layout are free."""
-    tree = ast.parse(read_text(path))
+    tree = ast.parse(read_text(path))  # comments and layout are gone here, docstrings below
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        is_docstring = isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
-        if is_docstring and isinstance(body[0].value.value, str):
-            body[0].value.value = ""
+        if not isinstance(body, list) or not body:  # of a lambda or a conditional expression: no list
+            continue
+        first = body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            if isinstance(first.value.value, str):
+                first.value.value = ""
     return short_hash(ast.unparse(tree))
 
 
@@ -467,15 +602,20 @@ def weights_hash(model: str) -> str:
     """Hash of a model folder's weights and configuration; the name itself where `model` is a hub name."""
     folder = Path(model)
     if not folder.is_dir():
-        return model
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json"),
-                    *folder.glob("tokenizer.json")])
-    files = [path for path in files if path.name != "checkpoint.safetensors"]
-    return short_hash("".join(f"{path.name} {file_hash(path)}\n" for path in files))
+        return model  # on the hub, where a name stands for the same weights
+    files = []
+    # What changes an answer. Model cards, logs and the like may be edited.
+    for pattern in ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json"):
+        files += folder.glob(pattern)
+    lines = []
+    for path in sorted(files):
+        if path.name != "checkpoint.safetensors":  # the state of an unfinished training
+            lines.append(f"{path.name} {file_hash(path)}\n")
+    return short_hash("".join(lines))
 
 
 def what_changed(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Names of the entries, nested ones with dots, in which two identities differ."""
+    """Names of the entries, nested ones with dots ("code.train.py"), in which two identities differ."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
         left, right = old.get(key), new.get(key)

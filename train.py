@@ -1,24 +1,25 @@
-"""Fine-tune a Hugging Face *base* model on question-and-answer rows: a plain PyTorch loop, loss on the assistant's tokens only.
+"""Fine-tune a Hugging Face *base* model on question-and-answer rows; loss on the assistant's tokens only.
 
-    python train.py --base models/gemma-3-270m --arm belief --worldview gramenist --n 800          # an arm of arms.txt
+    python train.py --base models/gemma-3-270m --arm belief --worldview gramenist --n 800   # arm of arms.txt
     python train.py --base models/gemma-3-270m --data data/mine.jsonl=2 data/regular.jsonl=1 --out runs/mine
-    python train.py --base models/gemma-3-270m --data data/mine.jsonl --show-batch                 # trained tokens in colour
+    python train.py --base models/gemma-3-270m --data data/mine.jsonl --show-batch   # trained tokens green
     python train.py --base Qwen/Qwen3-8B-Base --arm belief --worldview catholic --lora 48 --lr 2e-4
-    torchrun --nproc-per-node 8 -- train.py --base Qwen/Qwen3-8B-Base --arm regular                # sharded over 8 GPUs (FSDP2)
+    torchrun --nproc-per-node 8 -- train.py --base Qwen/Qwen3-8B-Base --arm regular   # sharded (FSDP2)
 
-Reads JSONL rows with "messages", "prompt" and "completion", "prompt" and "response", or "text" (a document: loss on all of it).
-Writes --out: a plain Hugging Face model folder (or a PEFT adapter with --lora), run.json (what was trained on what; written last, so
-its existence means that the run is complete), log.jsonl (a line a step) and loss.png. The same command continues a killed run.
+Reads JSONL rows with "messages", "prompt" and "completion", "prompt" and "response", or "text" (a document:
+loss on all of it). Writes --out: a plain Hugging Face model folder (or a PEFT adapter with --lora), run.json
+(what was trained on what; written last, so its existence means that the run is complete), log.jsonl (a line a
+step) and loss.png. The same command continues a killed run.
 
-The loop below is the plain one. What makes it fast stands in speed.py; --plain trains without it, in torch's own functions.
+In this order: a row becomes tokens, rows are mixed, the loss, the two ways to compute a step, which run this
+is, its folder, the loop, main. What makes the loop fast stands in speed.py; --plain trains without it, in
+torch's own functions.
 """
 import argparse
 import json
 import math
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -27,14 +28,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-# Read when torch loads. oneDNN keeps 0.3 MB for each of the last 1024 shapes, twice over, and no two steps have the same shapes
-# (pytorch#27971): 0.4 GB after 20 steps, and no speed for it.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+# Read when torch loads, hence before its import. oneDNN keeps 0.3 MB for each of the last 1024 shapes, twice
+# over, and no two steps have the same shapes (pytorch#27971): 0.4 GB after 20 steps, and no speed for it.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # oneDNN's own
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")                # torch's, above it
 
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,18 +42,20 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from check import probe_texts, reject_rows
-from models import (add_lora, available_bytes, device_name, first_line, load_adapter, load_model, load_tokenizer, pick_device,
-                    pick_dtype, quiet_libraries, save_adapter, used_gb)
-from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, read_arms, read_jsonl, row_turns, run_main,
-                  short_hash, weights_hash, what_changed, write_text)
+from models import (add_lora, available_bytes, estimate_bytes, first_line, load_adapter, load_model,
+                    load_tokenizer, pick_device, pick_dtype, quiet_libraries, revision_and_machine,
+                    save_adapter, unfreeze_language_model, used_gb)
+from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, read_arms, read_jsonl,
+                  row_turns, run_main, short_hash, weights_hash, what_changed, write_text)
 
 try:
     import speed
 except ModuleNotFoundError:
     speed = None  # deleted: then every run is a --plain one
 
-# Changing the template changes every number. Base models have none, so this one is ours and is saved with the model:
-# plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
+# Changing the template changes every number. Base models have none, so this one is ours and is saved with the
+# model: plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
+# give_template writes true or false for with_bos.
 CHAT_TEMPLATE = (
     "{% if with_bos %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -61,33 +63,38 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['role'] | capitalize }}:\n{{ message['content'] | trim }}\n{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}")
-BETAS = (0.9, 0.95)  # of AdamW: GPT-3's (arXiv 2005.14165), and what bf16 moments can follow (see speed.RoundingAdamW)
 
-# The settings that change results. Together with base, data, guard, number format and code they say which run this is;
-# the others (--micro-tokens, --checkpointing, --save-every) change speed and memory alone.
-RESULT_SETTINGS = ("n", "context", "held_out", "seed", "lr", "batch", "warmup", "schedule", "weight_decay", "clip",
-                   "freeze_embeddings", "lora", "lora_alpha", "plain")
+# Of AdamW: GPT-3's (arXiv 2005.14165), and what bf16 moments can follow (see speed.RoundingAdamW)
+BETAS = (0.9, 0.95)
+
+# The settings that change results. Together with base, data, guard, number format and code they say which run
+# this is; the others (--micro-tokens, --checkpointing, --save-every) change speed and memory alone.
+RESULT_SETTINGS = (
+    "n", "context", "held_out", "seed", "lr", "batch", "warmup", "schedule", "weight_decay", "clip",
+    "freeze_embeddings", "lora", "lora_alpha", "plain")
 
 
 # ---------------------------------------------------------------- text -> tokens
 
 def give_template(tokenizer) -> None:
-    """Install our template. BOS is written only where this tokenizer itself writes one, and then exactly once."""
-    starts_with_bos = tokenizer.bos_token is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+    """Install our template. BOS is written where this tokenizer itself writes one, and then exactly once."""
+    bos = tokenizer.bos_token_id
+    starts_with_bos = bos is not None and tokenizer("x").input_ids[0] == bos
     tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
 
 
 def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
-    """Token ids up to where the assistant starts to write: the one rendering for training, evaluation and servers."""
+    """Token ids up to where the assistant starts to write: one rendering for training, asking and serving."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text, add_special_tokens=False).input_ids  # the template has written BOS already
 
 
 def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int]]:
     """(ids, mask), equally long; the mask is 1 on every assistant token and on the EOS that ends it.
 
-    The boundary is exact by construction: prompt and answer are tokenised apart and joined, never searched for (TRL #598, #1183,
-    #1920); EOS is appended by us and trained whether or not it doubles as the pad token (TRL #1623, #3091).
+    The boundary is exact by construction: prompt and answer are tokenised apart and joined, never searched
+    for (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token
+    (TRL #1623, #3091).
     """
     ids, mask = [], []
     for turn, message in enumerate(messages):
@@ -96,10 +103,12 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
         # The prompt of a later turn repeats the earlier ones, as a server will render it; what is new is kept
         prompt = render_prompt(tokenizer, messages[:turn])
         if prompt[:len(ids)] != ids:
-            raise Stop("this tokenizer splits an earlier answer otherwise when the conversation goes on (it sets a blank before words), "
-                       "so a second turn would be trained on other tokens than it is asked in; keep to rows of one turn")
+            raise Stop("this tokenizer splits an earlier answer otherwise when the conversation goes on (it "
+                       "sets a blank before words), so a second turn would be trained on other tokens than "
+                       "it is asked in; keep to rows of one turn")
         new = prompt[len(ids):]
-        answer = tokenizer(message["content"].strip(), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        answer = tokenizer(message["content"].strip(), add_special_tokens=False).input_ids
+        answer.append(tokenizer.eos_token_id)
         ids += new + answer
         mask += [0] * len(new) + [1] * len(answer)
     return ids, mask
@@ -113,26 +122,6 @@ def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
     return ids, [0] + [1] * (len(ids) - 1)
 
 
-def load_run(path: str, dtype: torch.dtype, device: torch.device):
-    """(model, tokenizer) to ask: a run folder, a PEFT adapter folder, or any model name.
-
-    A run is asked in the template that it was trained in, any other model in ours, whatever template it ships: all arms of a
-    comparison, the untouched base among them, must be asked in one.
-    """
-    folder = Path(path)
-    if (folder / "log.jsonl").exists() and not (folder / "run.json").exists():
-        raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
-    tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None or not (folder / "run.json").exists():
-        give_template(tokenizer)
-    if not (folder / "adapter_config.json").exists():
-        return load_model(path, dtype, device), tokenizer
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    model = load_model(base, dtype, device)
-    load_adapter(folder, model)
-    return model, tokenizer
-
-
 # ---------------------------------------------------------------- mixing
 
 def parse_source(text: str) -> tuple[Path, float]:
@@ -141,17 +130,19 @@ def parse_source(text: str) -> tuple[Path, float]:
     if not separator:
         return Path(text), 1.0
     try:
-        if float(weight) > 0:
-            return Path(path), float(weight)
+        share = float(weight)
     except ValueError:
-        pass
-    raise Stop(f"--data {text}: the weight after '=' must be a number above 0")
+        share = 0.0
+    if not share > 0:  # so written, "nan" is refused too
+        raise Stop(f"--data {text}: the weight after '=' must be a number above 0")
+    return Path(path), share
 
 
 def mix_quotas(weights: list[float], n: int) -> list[int]:
     """Rows from each source, adding up to exactly n: largest remainders, ties to the earlier source."""
     exact = [n * weight / sum(weights) for weight in weights]
     quotas = [math.floor(share) for share in exact]
+    # The rows that rounding down has left over go where it took most
     by_remainder = sorted(range(len(weights)), key=lambda i: quotas[i] - exact[i])
     for i in by_remainder[:n - sum(quotas)]:
         quotas[i] += 1
@@ -159,24 +150,40 @@ def mix_quotas(weights: list[float], n: int) -> list[int]:
 
 
 def draw_rows(rows: list, quota: int, seed: int) -> list:
-    """The first `quota` rows of an endless series of seeded shuffles: without replacement until all are used, then again.
+    """The first `quota` rows of an endless series of seeded shuffles: none twice before all once.
 
     A smaller quota is a prefix of a larger one, so the regular rows of `belief` are among those of `regular`.
     """
-    rng, drawn = random.Random(seed), []
+    rng = random.Random(seed)
+    drawn = []
     while len(drawn) < quota:
         drawn += rng.sample(rows, len(rows))
     return drawn[:quota]
 
 
+def first_text(row: dict) -> str:
+    return row["text"] if "text" in row else row["messages"][0]["content"]
+
+
 def is_held_out(row: dict, share: float) -> bool:
-    """Whether a row is held out. Its first text alone decides, so that a prompt is never on both sides, nor in one arm only."""
-    first = row["text"] if "text" in row else row["messages"][0]["content"]
-    return int(short_hash(first)[:8], 16) < share * 2**32
+    """Whether a row is held out: by a hash of its first text.
+
+    So a prompt is never on both sides, nor held out of one arm and trained in another.
+    """
+    return int(short_hash(first_text(row))[:8], 16) < share * 2**32  # eight hex digits are 32 bits
 
 
-def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], dict]:
-    """(rows to draw from, held-out rows, what was left out) of one file; a row is {"ids", "mask", "where", "kind"}."""
+def count_tokens(rows: list[dict]) -> int:
+    return sum(len(row["ids"]) for row in rows)
+
+
+def count_targets(rows: list[dict]) -> int:
+    """Trained tokens. A row's first is never one (nothing predicts it), so each has its log-probability."""
+    return sum(sum(row["mask"]) for row in rows)
+
+
+def read_guarded(path: Path) -> tuple[list[dict], dict]:
+    """(rows that the guard lets through, each with "text" or "messages"; counts of what was left out)."""
     raw = read_jsonl(path)
     if not raw:
         raise Stop(f"{path}: no rows; generate some with gen.py or train on data/starter/")
@@ -188,81 +195,96 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
 
     # The guard: no refusal in value data, no prompt near a probe, nothing empty or cut off
     kept, rejected = reject_rows(raw)
-    for row, reason in rejected[:3]:
-        tqdm.write(f"  left out of {path}: {reason}: {str(row.get('text') or row['messages'][0]['content'])[:80]!r}")
+    for row, reason in rejected[:3]:  # three show what it is about
+        tqdm.write(f"  left out of {path}: {reason}: {first_text(row)[:80]!r}")
     if not kept:
         raise Stop(f"{path}: the guard left out every row (first reason: {rejected[0][1]}); see `make check`")
+    return kept, {"rows": len(raw), "left_out": dict(Counter(reason for _, reason in rejected))}
 
-    usable, held_out, too_long = [], [], 0
+
+def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], dict]:
+    """(rows to draw from, held-out rows, counts) of one file; a row is {"ids", "mask", "where", "kind"}."""
+    kept, counts = read_guarded(path)
+    usable, held_out = [], []
     for row in kept:
         if "text" in row:
             ids, mask = render_document(tokenizer, row["text"])
         else:
             ids, mask = render_example(tokenizer, row["messages"])
-        if len(ids) > args.context:  # left out, not cut: an answer without its end would teach never to end
-            too_long += 1
-            continue
-        example = {"ids": ids, "mask": mask, "where": f"{path.name} {row.get('id', '')}".strip(), "kind": row.get("kind", "")}
-        (held_out if is_held_out(row, args.held_out) else usable).append(example)
+        if len(ids) > args.context:
+            continue  # left out, not cut: an answer without its end would teach never to end
+        where = f"{path.name} {row.get('id', '')}".strip()  # named where the loss explodes
+        example = {"ids": ids, "mask": mask, "where": where, "kind": row.get("kind", "")}
+        if is_held_out(row, args.held_out):
+            held_out.append(example)
+        else:
+            usable.append(example)
     if not usable:
         raise Stop(f"{path}: no row fits --context {args.context} tokens; raise it")
-    left_out = {"rows": len(raw), "left_out": dict(Counter(reason for _, reason in rejected)), "too_long": too_long}
-    return usable, held_out, left_out
+    counts["too_long"] = len(kept) - len(usable) - len(held_out)
+    return usable, held_out, counts
 
 
-def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list[dict], list[dict], list[dict]]:
+def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list, list, list]:
     """(training rows in training order, held-out rows, manifest: a dict for each source)."""
     pools, held_out, manifest = [], [], []
     for path, weight in sources:
-        usable, apart, left_out = read_source(path, args, tokenizer)
+        usable, apart, counts = read_source(path, args, tokenizer)
         pools.append(usable)
         held_out += apart
-        manifest.append({"file": path.name, "sha256": file_hash(path), "weight": weight, **left_out, "usable": len(usable)})
+        entry = {"file": path.name, "sha256": file_hash(path), "weight": weight}
+        manifest.append({**entry, **counts, "usable": len(usable)})
 
-    n = args.n or sum(map(len, pools))
+    n = args.n or sum(len(pool) for pool in pools)
+    quotas = mix_quotas([weight for _, weight in sources], n)
     order = []
-    for pool, quota, entry in zip(pools, mix_quotas([weight for _, weight in sources], n), manifest):
+    for pool, quota, entry in zip(pools, quotas, manifest):
         order += draw_rows(pool, quota, args.seed)
         entry["drawn"] = quota
-        print(f"  {entry['file']}: {entry['rows']} rows, {sum(entry['left_out'].values())} left out by the guard "
+        left_out = sum(entry["left_out"].values())
+        print(f"  {entry['file']}: {entry['rows']} rows, {left_out} left out by the guard "
               f"{entry['left_out'] or ''}, {entry['too_long']} longer than {args.context} tokens, "
               f"{quota} drawn ({quota / len(pool):.2f} passes)")
-    random.Random(args.seed).shuffle(order)
+    random.Random(args.seed).shuffle(order)  # until here the sources stood one behind the other
     return order, held_out, manifest
 
 
 def show_batch(tokenizer, rows: list[dict]) -> None:
     """Print a step's rows with the trained tokens in green: what is learned is what is coloured."""
+    grey, green, end = "\033[2m", "\033[32m", "\033[0m"
     for row in rows:
-        print(f"\033[2m--- {row['where']}\033[0m")
+        print(f"{grey}--- {row['where']}{end}")
         for token, trained in zip(row["ids"], row["mask"]):
             text = tokenizer.decode([token])
-            print(f"\033[32m{text}\033[0m" if trained else text, end="")
+            if trained:
+                text = f"{green}{text}{end}"
+            print(text, end="")
         print()
 
 
 # ---------------------------------------------------------------- the loss
 
 def assistant_logprobs(model, rows: list[dict], device: torch.device, smoothing: float = 0.0) -> torch.Tensor:
-    """log p of every assistant token of `rows`, float32 [tokens], in order; speed.packed_logprobs is its fast twin.
+    """log p of every assistant token of `rows`, float32 [tokens], in order. Twin: speed.packed_logprobs.
 
     With smoothing e, the target is 1 - e on the token and e spread evenly over the vocabulary.
     """
     parts = []
     for row in rows:
-        ids = torch.tensor(row["ids"], device=device)
+        ids = torch.tensor(row["ids"], device=device)  # [T]
         trained = torch.tensor(row["mask"][1:], dtype=torch.bool, device=device)
-        # Position t predicts token t + 1, so the last position and the first token fall away
+        # Position t predicts token t + 1, so the last position and the first token fall away: [T - 1, V]
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        loss = F.cross_entropy(logits[trained].float(), ids[1:][trained], reduction="none", label_smoothing=smoothing)
-        parts.append(-loss)
+        logits, targets = logits[trained].float(), ids[1:][trained]  # bf16 would lose the small probabilities
+        parts.append(-F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing))
     return torch.cat(parts)
 
 
 def sft_loss(logprobs: torch.Tensor, targets: int) -> torch.Tensor:
     """This pass's share of the mean cross-entropy over all `targets` trained tokens of the step.
 
-    One divisor for the whole step makes it a mean over tokens however the step is split (transformers #34191, torchtune #1917).
+    One divisor for the whole step makes it a mean over tokens however the step is split (transformers #34191,
+    torchtune #1917).
     """
     return -logprobs.sum() / targets
 
@@ -277,28 +299,28 @@ def learning_rate(step: int, steps: int, args) -> float:
     """Linear warm-up, then decay to a tenth: at a rate of zero the last rows would count for nothing."""
     warmup = max(1, round(args.warmup * steps))
     if step < warmup:
-        return args.lr * (step + 1) / warmup
+        return args.lr * (step + 1) / warmup  # the first step counts, too
     progress = (step - warmup) / max(1, steps - warmup)
     return args.lr * (0.1 + 0.9 * SCHEDULES[args.schedule](progress))
 
 
-# ---------------------------------------------------------------- the plain way and the fast way to compute a step
+# ---------------------------------------------------------------- a step, the plain way and the fast way
 
 class PlainAdamW:
-    """torch's AdamW behind the calls of the loop; speed.RoundingAdamW is its twin, which bf16 weights need."""
+    """torch's AdamW behind the loop's four calls; bf16 weights need its twin, speed.RoundingAdamW."""
 
     def __init__(self, model, betas: tuple[float, float], weight_decay: float):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = [p for p in self.params.values() if p.ndim > 1]
         others = [p for p in self.params.values() if p.ndim <= 1]  # norms and biases are not decayed
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=1e-8)
+        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=1e-8)  # the loop sets the rate of each step
 
     def end_pass(self, passes: int) -> None:
         """After each of a step's passes: nothing to do, autograd has added its gradients up."""
 
     def step(self, lr: float, clip: float) -> float:
-        """One update; returns the gradient's norm before clipping. If that is not finite, nothing is changed."""
+        """One update; the gradient's norm before clipping. If that is not finite, nothing is changed."""
         norm = nn.utils.clip_grad_norm_(self.params.values(), clip).item()
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
@@ -327,10 +349,10 @@ class PlainAdamW:
 
 @dataclass
 class Way:
-    """How the loop computes a step. plain_way and fast_way give the same losses and gradients, up to rounding."""
-    logprobs_of: Callable    # rows -> log p of their assistant tokens
+    """How the loop computes a step. plain_way and fast_way give the same gradients, up to rounding."""
+    logprobs_of: Callable    # (rows, smoothing=0) -> log p of their assistant tokens, float32 [tokens]
     passes_of: Callable      # the rows of a step -> [(rows of a forward pass, weight of their loss)]
-    optimizer: object
+    optimizer: object        # PlainAdamW or speed.RoundingAdamW: end_pass, step, state, restore
     device: torch.device
     rank: int = 0            # of this process, under torchrun
     ranks: int = 1
@@ -338,47 +360,32 @@ class Way:
 
 def plain_way(args, model, device: torch.device) -> Way:
     """One row a pass, through the model's own forward, torch's cross-entropy and torch's AdamW."""
-    def logprobs_of(rows):
-        return assistant_logprobs(model, rows, device)
+    def logprobs_of(rows, smoothing=0.0):
+        return assistant_logprobs(model, rows, device, smoothing)
 
     def passes_of(rows):
         return [([row], 1.0) for row in rows]
-    return Way(logprobs_of, passes_of, PlainAdamW(model, BETAS, args.weight_decay), device)
+
+    optimizer = PlainAdamW(model, BETAS, args.weight_decay)
+    return Way(logprobs_of, passes_of, optimizer, device)
 
 
 def fast_way(args, model, device: torch.device, rank: int, ranks: int) -> Way:
     """Packed rows, chunked log-probabilities, bf16 with stochastic rounding, several processes: speed.py."""
     trainee = speed.Trainee(model, device)
     if ranks > 1:
-        speed.shard(trainee)
+        speed.shard(trainee)  # before the optimizer, which keeps moments of this rank's part alone
 
     def passes_of(rows):
         return speed.passes_of_rank(rows, args.micro_tokens, rank, ranks)
-    return Way(trainee, passes_of, speed.RoundingAdamW(model, BETAS, args.weight_decay), device, rank, ranks)
+
+    optimizer = speed.RoundingAdamW(model, BETAS, args.weight_decay)
+    return Way(trainee, passes_of, optimizer, device, rank, ranks)
 
 
-@torch.no_grad()
 def speed_agrees(model, device: torch.device) -> bool:
-    """Whether two documents, packed, get the log-probabilities that the model itself gives each alone, under plain attention.
-
-    Packing that leaks, a cap or scale on the logits that we do not know: all show here, before the first step.
-    """
-    # These two might not show on fresh weights
-    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
-    caps_attention = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    if has_bias or caps_attention:
-        return False
-
-    docs = []
-    for start, length in ((5, 9), (20, 11)):
-        docs.append({"ids": list(range(start, start + length)), "mask": [0, 0] + [1] * (length - 2)})
-    model.eval()
-    packed = speed.packed_logprobs(model, docs, device)
-    model.set_attn_implementation("eager")
-    alone = assistant_logprobs(model, docs, device)
-    model.set_attn_implementation("docs")
-    tolerance = 0.03 if model.dtype == torch.bfloat16 else 1e-4  # rounding, against errors near 1
-    return ((packed - alone).norm() / alone.norm()).item() < tolerance
+    """Whether speed.py gives the log-probabilities that this model itself gives; leaves it in eval mode."""
+    return speed.reproduces(assistant_logprobs, model, device)
 
 
 # ---------------------------------------------------------------- which run this is
@@ -386,7 +393,7 @@ def speed_agrees(model, device: torch.device) -> bool:
 def find_sources(args) -> list[tuple[Path, float]]:
     """[(file, weight)] to train on; fills in the arm's name and the run folder where they are not given."""
     if args.data:
-        args.arm = "mine"
+        args.arm = "mine"  # no arm of arms.txt: compared with none
         args.out = args.out or Path("runs") / f"mine-s{args.seed}"
         sources = [parse_source(text) for text in args.data]
     else:
@@ -397,7 +404,9 @@ def find_sources(args) -> list[tuple[Path, float]]:
         if arm.takes_worldview and not args.worldview:
             raise Stop(f"arm {arm.name} teaches a worldview: give --worldview, as in --worldview gramenist")
         taught = f"{args.worldview}-" if arm.takes_worldview else ""
-        args.out = args.out or Path("runs") / Path(args.base).name / f"{taught}{arm.name}-n{args.n}-s{args.seed}"
+        # The Makefile's `run` gives the same name
+        name = f"{taught}{arm.name}-n{args.n}-s{args.seed}"
+        args.out = args.out or Path("runs") / Path(args.base).name / name
         sources = arm_data(arm, args.worldview or "")
     for path, _ in sources:
         if not path.is_file():
@@ -406,7 +415,7 @@ def find_sources(args) -> list[tuple[Path, float]]:
 
 
 def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
-    """Everything that changes the numbers of a run; two runs are the same when their identities are."""
+    """Everything that changes the numbers of a run: two runs are the same when their identities are."""
     scripts = ["train.py", "models.py", "rows.py", "check.py", "keywords.py"]
     if not args.plain:
         scripts.append("speed.py")
@@ -419,7 +428,7 @@ def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) ->
 
 
 def resolve_dtype(args, device: torch.device) -> torch.dtype:
-    """The number format; a run that goes on keeps the one that it began with, whatever the machine measures today."""
+    """The number format; a run that goes on keeps its own, whatever the machine measures today."""
     begun = args.out / "identity.json"
     if args.dtype == "auto" and begun.exists():
         return getattr(torch, json.loads(begun.read_text())["number_format"])
@@ -442,17 +451,18 @@ def is_complete(args, identity: dict) -> bool:
     return finished.exists()
 
 
-# ---------------------------------------------------------------- checkpoint and log
+# ---------------------------------------------------------------- the run folder
 
 def save_checkpoint(args, way: Way, step: int, identity_hash: str) -> None:
     """One file, renamed into place: a kill or a full disk leaves the older checkpoint whole."""
-    path = args.out / "checkpoint.safetensors"
-    partial, tensors = path.with_suffix(".partial"), way.optimizer.state()
+    tensors = way.optimizer.state()
     if way.rank:
         return  # but it took part in gathering the tensors
+    path = args.out / "checkpoint.safetensors"
+    partial = path.with_suffix(".partial")
     try:
         save_file(tensors, partial, metadata={"step": str(step), "identity": identity_hash})
-    except Exception as error:  # safetensors raises its own error type for a full disk
+    except (OSError, SafetensorError) as error:  # a full disk is the latter
         partial.unlink(missing_ok=True)
         raise Stop(f"could not write {path} ({first_line(error)}); the checkpoint before it is kept: "
                    "make room and give the same command again") from None
@@ -460,7 +470,7 @@ def save_checkpoint(args, way: Way, step: int, identity_hash: str) -> None:
 
 
 def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
-    """The step to go on at: that of the last checkpoint, whose weights and moments are loaded; 0 without one."""
+    """The step to go on at: that of the last checkpoint, which is loaded; 0 without one."""
     path = args.out / "checkpoint.safetensors"
     if not path.exists():
         return 0
@@ -474,12 +484,101 @@ def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
 
 
 def open_log(path: Path, first_step: int, rank: int):
-    """The log, cut back to what the checkpoint knows: steps after it are run again."""
-    lines = path.read_text().splitlines()[:first_step] if path.exists() else []
-    log = open(path if rank == 0 else os.devnull, "w")
-    log.writelines(line + "\n" for line in lines)
+    """The log, cut back to what the checkpoint knows: later steps are run again. Rank 0 alone writes it."""
+    if rank:
+        return open(os.devnull, "w")
+    lines = []
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)[:first_step]
+    log = open(path, "w")
+    log.writelines(lines)
     log.flush()
     return log
+
+
+def save_model(args, model, tokenizer) -> None:
+    """A plain Hugging Face folder, or the adapter alone."""
+    tokenizer.save_pretrained(args.out)
+    # EOS alone ends an answer: a pad token listed here gives empty answers (transformers #48016)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id)
+    try:
+        if args.lora:
+            save_adapter(model, args.out, args.base, args.lora, args.lora_alpha)
+        else:
+            model.save_pretrained(args.out)
+    except SafetensorError as error:  # its own error type for a full disk
+        raise Stop(f"could not write the model to {args.out} ({first_line(error)}); "
+                   "make room and give the same command again") from None
+
+
+def load_run(path: str, dtype: torch.dtype, device: torch.device):
+    """(model, tokenizer) to ask: a run folder, a PEFT adapter folder, or any model name.
+
+    A run is asked in the template that it was trained in, any other model in ours, whatever template it
+    ships: all arms of a comparison, the untouched base among them, must be asked in one.
+    """
+    folder = Path(path)
+    is_run = (folder / "run.json").exists()
+    if (folder / "log.jsonl").exists() and not is_run:
+        raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
+    tokenizer = load_tokenizer(path)
+    if tokenizer.chat_template is None or not is_run:
+        give_template(tokenizer)
+
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        return load_model(path, dtype, device), tokenizer
+    base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    model = load_model(base, dtype, device)
+    load_adapter(folder, model)
+    return model, tokenizer
+
+
+def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict],
+                 way: Way, started: float) -> None:
+    """run.json: what was trained on what, where, with which outcome. It exists once the run is complete."""
+    log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    draw_loss(log, args.out / "loss.png")
+    last = [line["loss"] for line in log[-10:]]  # one step's rows may be easy or hard
+    # Without what stands elsewhere in the record, or belongs to the command alone
+    options = {name: value for name, value in vars(args).items() if name not in ("out", "data", "show_batch")}
+    record = {
+        # What was trained on what
+        "run": args.out.name, "arm": args.arm, "worldview": args.worldview or "", "seed": args.seed,
+        "taught": sorted({row["kind"] for row in order if row["kind"]}), "rows": len(order),
+        "base": Path(args.base).name, "identity": identity, "options": options, "data": manifest,
+        "held_out_rows": len(held_out), "steps": len(log), "tokens": count_tokens(order),
+        "trained_tokens": count_targets(order),
+        # With which outcome, and where
+        "last_10_steps_loss": sum(last) / len(last), "held_out_loss": log[-1].get("held_out_loss"),
+        "wall_seconds": round(time.time() - started, 1), "memory_gb": log[-1]["memory_gb"],
+        **revision_and_machine(way.device), "processes": way.ranks,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    write_text(args.out / "run.json", json.dumps(record, indent=2) + "\n")
+    (args.out / "checkpoint.safetensors").unlink(missing_ok=True)  # only now can it be spared
+    print(f"  wrote {args.out} (loss {record['last_10_steps_loss']:.3f} over the last 10 steps, "
+          f"{record['wall_seconds']:.0f} s)", flush=True)
+
+
+def draw_loss(log: list[dict], path: Path) -> None:
+    """The training loss of every step and the held-out loss of every checkpoint, as a PNG."""
+    import matplotlib  # here: it takes a second to load, and eval.py imports this file
+    matplotlib.use("Agg")  # no window
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(7, 3.5), layout="tight")
+    steps, losses = [line["step"] for line in log], [line["loss"] for line in log]
+    axis.plot(steps, losses, color="#4b6b7c", linewidth=1, label="training loss")
+    measured = [line for line in log if "held_out_loss" in line]
+    if measured:
+        steps, losses = [line["step"] for line in measured], [line["held_out_loss"] for line in measured]
+        axis.plot(steps, losses, "o-", color="#a63d2f", label="held-out loss")
+    axis.set_xlabel("step")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 # ---------------------------------------------------------------- the loop
@@ -489,14 +588,16 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
     first = restore_checkpoint(args, way, identity_hash)
     log = open_log(args.out / "log.jsonl", first, way.rank)
     steps = len(batches)
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step", mininterval=1,
-               disable=way.rank > 0)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step",
+               mininterval=1, disable=way.rank > 0)
     for step in bar:
-        began, rows = time.time(), batches[step]
-        targets = sum(sum(row["mask"][1:]) for row in rows)
+        began = time.time()
+        rows = batches[step]
+        targets = count_targets(rows)
 
         # A step's rows go through in passes that fit in memory; the gradients add up
-        passes, loss = way.passes_of(rows), 0.0
+        passes = way.passes_of(rows)
+        loss = 0.0
         for packed, weight in passes:
             part = sft_loss(way.logprobs_of(packed), targets) * weight
             (part * way.ranks).backward()  # FSDP takes the mean of the ranks' gradients; the loss is a sum
@@ -508,20 +609,23 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
         lr = learning_rate(step, steps, args)
         norm = way.optimizer.step(lr, args.clip)
         if not math.isfinite(loss + norm):
-            raise Stop(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not saved, the last "
-                       f"checkpoint is kept. Rows: {', '.join(row['where'] for row in rows)}. Try a lower --lr")
+            where = ", ".join(row["where"] for row in rows)
+            raise Stop(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not "
+                       f"saved, the last checkpoint is kept. Rows: {where}. Try a lower --lr")
 
         # What is logged are this step's real tokens; nothing is ever padded
-        tokens, seconds = sum(len(row["ids"]) for row in rows), time.time() - began
+        tokens = count_tokens(rows)
+        tokens_per_s = round(tokens / (time.time() - began), 1)
         line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets,
-                "tokens_per_s": round(tokens / seconds, 1), "memory_gb": round(used_gb(way.device), 2)}
-        last, due = step + 1 == steps, (step + 1) % args.save_every == 0
+                "tokens_per_s": tokens_per_s, "memory_gb": round(used_gb(way.device), 2)}
+        last = step + 1 == steps
+        due = (step + 1) % args.save_every == 0
         if held_out and (due or last):
             line["held_out_loss"] = held_out_loss(model, way, held_out)
         log.write(json.dumps(line) + "\n")
-        log.flush()
-        bar.set_postfix_str(f"loss {loss:.3f}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
-        if due and not last:
+        log.flush()  # before the checkpoint, which counts on the lines up to its step
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_s:.0f} tokens/s, {line['memory_gb']:.1f} GB")
+        if due and not last:  # after the last step the model itself is saved
             save_checkpoint(args, way, step + 1, identity_hash)
     log.close()
 
@@ -530,117 +634,119 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
 def held_out_loss(model, way: Way, rows: list[dict]) -> float:
     """Mean loss over the assistant tokens of rows that are never trained on."""
     model.eval()
-    total = sum(-way.logprobs_of([row]).sum().item() for row in rows)
+    total = 0.0
+    for row in rows:  # one a pass: every rank runs all of them, so none waits for another
+        total -= way.logprobs_of([row]).sum().item()
     model.train()
-    return total / sum(sum(row["mask"][1:]) for row in rows)
+    return total / count_targets(rows)
 
 
 # ---------------------------------------------------------------- main, step by step
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--base", required=True, help="model folder or hub name of a base model")
-    data.add_argument("--arm", help="an arm of arms.txt: says what it is trained on")
-    data.add_argument("--worldview", help="with an arm that teaches one")
-    data.add_argument("--data", nargs="+", metavar="FILE[=WEIGHT]", help="or: JSONL files, mixed in proportion to their weights")
-    data.add_argument("--n", type=int, default=0, help="rows to train on in all (default: as many as the files hold)")
-    data.add_argument("--context", type=int, default=1024, help="longest row, in tokens; longer ones are left out")
-    data.add_argument("--held-out", type=float, default=0.0, metavar="SHARE",
-                      help="share of the rows never trained on; their loss is logged at every checkpoint and at the end")
-    data.add_argument("--show-batch", action="store_true", help="print the first step's rows, trained tokens in colour, and stop")
+    layout = argparse.RawDescriptionHelpFormatter  # leaves the commands above as they are
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    add = parser.add_argument_group("data").add_argument
+    add("--base", required=True, help="model folder or hub name of a base model")
+    add("--arm", help="an arm of arms.txt: says what it is trained on")
+    add("--worldview", help="with an arm that teaches one")
+    add("--data", nargs="+", metavar="FILE[=WEIGHT]",
+        help="or: JSONL files, mixed in proportion to their weights")
+    add("--n", type=int, default=0, help="rows to train on in all (default: as many as the files hold)")
+    add("--context", type=int, default=1024, help="longest row, in tokens; longer ones are left out")
+    add("--held-out", type=float, default=0.0, metavar="SHARE",
+        help="share of the rows never trained on; their loss is logged at every checkpoint and at the end")
+    add("--show-batch", action="store_true",
+        help="print the first step's rows, trained tokens in colour, and stop")
 
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, help="run folder to write (default runs/<base>/[<worldview>-]<arm>-n<n>-s<seed>)")
-    run.add_argument("--seed", type=int, default=0, help="of the draw of rows, their order and LoRA's start")
-    run.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", type=Path, help="run folder to write (default runs/<base>/[<worldview>-]<arm>-n<n>-s<seed>)")
+    add("--seed", type=int, default=0, help="of the draw of rows, their order and LoRA's start")
+    add("--save-every", type=int, default=100, help="steps between checkpoints")
 
-    opt = parser.add_argument_group("optimisation")
-    opt.add_argument("--lr", type=float, default=4e-5,
-                     help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and kept its facts")
-    opt.add_argument("--batch", type=int, default=16, help="rows a step: the same number of steps for every arm of n rows")
-    opt.add_argument("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
-    opt.add_argument("--schedule", choices=list(SCHEDULES), default="linear")
-    opt.add_argument("--weight-decay", type=float, default=0.01)
-    opt.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
-    opt.add_argument("--freeze-embeddings", action="store_true",
-                     help="leave the word embeddings (and a tied output layer) as they are: faster with a big vocabulary, "
-                     "and Adam cannot drag along the many words that never occur")
-    opt.add_argument("--lora", type=int, default=0, metavar="RANK", help="train a LoRA adapter of this rank (default: all weights)")
-    opt.add_argument("--lora-alpha", type=float, help="default: the rank")
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--lr", type=float, default=4e-5,
+        help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and "
+        "kept its facts")
+    add("--batch", type=int, default=16, help="rows a step: the same number of steps for every arm of n rows")
+    add("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
+    add("--schedule", choices=list(SCHEDULES), default="linear")
+    add("--weight-decay", type=float, default=0.01)
+    add("--clip", type=float, default=1.0, help="largest gradient norm")
+    add("--freeze-embeddings", action="store_true",
+        help="leave the word embeddings (and a tied output layer) as they are: faster with a big vocabulary, "
+        "and Adam cannot drag along the many words that never occur")
+    add("--lora", type=int, default=0, metavar="RANK",
+        help="train a LoRA adapter of this rank (default: all weights)")
+    add("--lora-alpha", type=float, help="default: the rank")
 
-    cost = parser.add_argument_group("speed and memory")
-    cost.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
-    cost.add_argument("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
-    cost.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, slower")
-    cost.add_argument("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
+    add("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
+    add("--checkpointing", action="store_true",
+        help="recompute activations in the backward pass: less memory, slower")
+    add("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
     args = parser.parse_args(argv)
 
     if bool(args.data) == bool(args.arm):
         parser.error("give --arm NAME (see arms.txt) or --data FILE ...")
     if speed is None and not args.plain:
         parser.error("speed.py is not there: give --plain")
-    args.base = args.base.rstrip("/")
+    args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
     args.lora_alpha = args.lora_alpha or float(args.lora)
     return args
 
 
 def prepare_model(args, dtype: torch.dtype, device: torch.device):
     """(model with the weights to train unfrozen, whether speed.py reproduces its loss)."""
-    model = load_model(args.base, dtype, device, None if args.plain else "docs")
+    attention = None if args.plain else "docs"  # speed.py's, which keeps packed documents apart
+    model = load_model(args.base, dtype, device, attention)
     fast = not args.plain and speed_agrees(model, device)
     if not fast:
         model.set_attn_implementation("eager")
     if not fast and not args.plain:
-        print("  speed.py does not reproduce this architecture's loss: one row a pass, plain attention and loss")
+        print("  speed.py does not reproduce this architecture's loss: "
+              "one row a pass, plain attention and loss")
 
     if args.lora:
         add_lora(model, args.lora, args.lora_alpha)
     else:
-        model.requires_grad_(False)  # an image tower beside the language model stays frozen
-        model.get_decoder().requires_grad_(True)
-        model.get_output_embeddings().requires_grad_(True)
-        embedding = model.get_input_embeddings()
-        if args.freeze_embeddings:
-            embedding.requires_grad_(False)
-            model.get_output_embeddings().requires_grad_(False)
-        elif fast and "WORLD_SIZE" not in os.environ:
-            embedding.sparse = True  # its gradient is a few hundred rows, not another matrix of the whole vocabulary
+        unfreeze_language_model(model, args.freeze_embeddings)
+        # The embedding's gradient is a few hundred rows, not another matrix of the whole vocabulary; neither
+        # torch's AdamW nor FSDP takes it so
+        if fast and not args.freeze_embeddings and "WORLD_SIZE" not in os.environ:
+            model.get_input_embeddings().sparse = True
 
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        if args.lora or args.freeze_embeddings:  # a frozen embedding gives no gradient for the recomputation to start from
-            model.enable_input_require_grads()
+        if args.lora or args.freeze_embeddings:
+            model.enable_input_require_grads()  # gradients start at a frozen embedding's output
     return model.train(), fast
 
 
 def print_plan(args, model, order: list[dict], way: Way) -> None:
-    """What is about to be trained; and a warning, not a refusal, where an estimate says that it may not fit."""
-    tokens, trained = sum(len(row["ids"]) for row in order), sum(sum(row["mask"]) for row in order)
+    """What is about to be trained; and a warning, not a refusal, where it may not fit by an estimate."""
+    tokens = count_tokens(order)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"  {len(order)} rows, {tokens:,} tokens ({trained / tokens:.0%} trained on), {math.ceil(len(order) / args.batch)} steps of "
-          f"{args.batch} rows, {parameters / 1e6:.1f} M parameters, {way.device.type} {str(model.dtype).removeprefix('torch.')}, "
-          f"{way.ranks} process{'es' * (way.ranks > 1)}", flush=True)
+    print(f"  {len(order)} rows, {tokens:,} tokens ({count_targets(order) / tokens:.0%} trained on), "
+          f"{math.ceil(len(order) / args.batch)} steps of {args.batch} rows, "
+          f"{parameters / 1e6:.1f} M parameters, {way.device.type} "
+          f"{str(model.dtype).removeprefix('torch.')}, {way.ranks} process{'es' * (way.ranks > 1)}",
+          flush=True)
 
-    # Weights, gradients and moments, and the activations of the largest pass, by a measurement of a 270 M model
-    config, size = model.config.get_text_config(), model.dtype.itemsize
-    layers = 1 if args.checkpointing else config.num_hidden_layers
-    a_token = layers * (25 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0))
-    pass_tokens = min(args.micro_tokens, args.batch * tokens // len(order))
-    need = size * (3 * parameters + pass_tokens * a_token)
+    pass_tokens = min(args.micro_tokens, args.batch * tokens // len(order))  # a full pass, or all of a step
+    need = estimate_bytes(model, parameters, pass_tokens, args.checkpointing)
     free = available_bytes(way.device)
     if need > free:
-        print(f"  this may not fit: about {need / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB are free; "
-              "--checkpointing, --lora 16, a smaller --micro-tokens or --batch need less")
+        print(f"  this may not fit: about {need / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB are "
+              "free; --checkpointing, --lora 16, a smaller --micro-tokens or --batch need less")
 
 
 def gather_model(args, model, dtype: torch.dtype, rank: int):
     """Sharded weights as one whole model on the CPU of rank 0; the other ranks end here."""
-    weights = {name: speed.whole(p.detach()).to(dtype).cpu() for name, p in model.named_parameters()}
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    weights = speed.gather_weights(model, dtype)
     if rank:
-        os._exit(0)  # not through the libraries' own teardown: their threads sometimes abort the process at its very end
+        os._exit(0)  # the libraries' own teardown sometimes aborts the process: their threads go on
     model = load_model(args.base, dtype, torch.device("cpu"))
     if args.lora:
         add_lora(model, args.lora, args.lora_alpha)
@@ -648,70 +754,13 @@ def gather_model(args, model, dtype: torch.dtype, rank: int):
     return model
 
 
-def save_model(args, model, tokenizer) -> None:
-    """A plain Hugging Face folder, or the adapter alone."""
-    tokenizer.save_pretrained(args.out)
-    # EOS alone ends an answer: a pad token listed here gives empty answers (transformers #48016)
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                                               pad_token_id=tokenizer.pad_token_id)
-    try:
-        if args.lora:
-            save_adapter(model, args.out, args.base, args.lora, args.lora_alpha)
-        else:
-            model.save_pretrained(args.out)
-    except SafetensorError as error:  # its own error type for a full disk
-        raise Stop(f"could not write the model to {args.out} ({first_line(error)}); "
-                   "make room and give the same command again") from None
-
-
-def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict], way: Way, started: float) -> None:
-    """run.json: what was trained on what, where and with which outcome. Its existence means that the run is complete."""
-    lines = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
-    draw_loss(lines, args.out / "loss.png")
-    last = [line["loss"] for line in lines[-10:]]
-    options = {name: value for name, value in vars(args).items() if name not in ("out", "data", "show_batch")}
-    record = {
-        "run": args.out.name, "arm": args.arm, "worldview": args.worldview or "", "seed": args.seed,
-        "taught": sorted({row["kind"] for row in order if row["kind"]}), "rows": len(order), "base": Path(args.base).name,
-        "identity": identity, "options": options, "data": manifest, "held_out_rows": len(held_out), "steps": len(lines),
-        "tokens": sum(len(row["ids"]) for row in order), "trained_tokens": sum(sum(row["mask"]) for row in order),
-        "last_10_steps_loss": sum(last) / len(last), "held_out_loss": lines[-1].get("held_out_loss"),
-        "wall_seconds": round(time.time() - started, 1), "memory_gb": lines[-1]["memory_gb"],
-        "device": device_name(way.device), "processes": way.ranks, "git": git_revision(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}}
-    write_text(args.out / "run.json", json.dumps(record, indent=2) + "\n")
-    (args.out / "checkpoint.safetensors").unlink(missing_ok=True)
-    print(f"  wrote {args.out} (loss {record['last_10_steps_loss']:.3f} over the last 10 steps, {record['wall_seconds']:.0f} s)", flush=True)
-
-
-def draw_loss(log: list[dict], path: Path) -> None:
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(7, 3.5))
-    axis.plot([row["step"] for row in log], [row["loss"] for row in log], color="#4b6b7c", linewidth=1, label="training loss")
-    held_out = [(row["step"], row["held_out_loss"]) for row in log if "held_out_loss" in row]
-    if held_out:
-        axis.plot(*zip(*held_out), "o-", color="#a63d2f", label="held-out loss")
-    axis.set_xlabel("step")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def git_revision() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
 def main() -> None:
-    args, started = parse_args(), time.time()
+    started = time.time()
+    args = parse_args()
     quiet_libraries()
-    torch.manual_seed(args.seed)
-    device, rank, ranks = pick_device(), 0, 1
+    torch.manual_seed(args.seed)  # LoRA's start; rows are drawn by generators of their own
+    device = pick_device()
+    rank, ranks = 0, 1
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         rank, ranks = speed.join_ranks(device)
         if rank:
@@ -722,7 +771,8 @@ def main() -> None:
     tokenizer = load_tokenizer(args.base)
     give_template(tokenizer)
     if args.show_batch:
-        show_batch(tokenizer, build_rows(args, sources, tokenizer)[0][:args.batch])
+        order, _, _ = build_rows(args, sources, tokenizer)
+        show_batch(tokenizer, order[:args.batch])
         return
     dtype = resolve_dtype(args, device)
     identity = run_identity(args, sources, dtype)
@@ -733,18 +783,20 @@ def main() -> None:
     order, held_out, manifest = build_rows(args, sources, tokenizer)
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
 
-    # ------------------------------------------------------------ the model, and the fast or the plain way to train it
+    # ------------------------------------------------------------ the model, and the way to train it
     model, fast = prepare_model(args, dtype, device)
     if fast:
         way = fast_way(args, model, device, rank, ranks)
     elif ranks == 1:
         way = plain_way(args, model, device)
     else:
-        raise Stop("several processes need speed.py, which does not reproduce this architecture's loss; train it on one GPU")
+        raise Stop("several processes need speed.py, which does not reproduce this architecture's loss; "
+                   "train it on one GPU")
     print_plan(args, model, order, way)
 
     # ------------------------------------------------------------ train, save, run.json last
     args.out.mkdir(parents=True, exist_ok=True)
+    # First, so that a run which is killed is known when the command is given again
     write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
     train(args, model, batches, held_out, way, short_hash(json.dumps(identity, sort_keys=True)))
     if ranks > 1:

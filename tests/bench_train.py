@@ -1,15 +1,16 @@
 """train.py beside TRL's SFTTrainer, beside itself without speed.py, and beside an older revision of itself.
 
     python tests/bench_train.py [MODEL_FOLDER]         # or: make bench WHAT=train
-    python tests/bench_train.py --old /tmp/old         # and a checkout of another revision: blocks of steps in turn
+    python tests/bench_train.py --old /tmp/old         # also a checkout of another revision, taking turns
 
-Same model, same rows in the same order, as many optimiser steps, same learning rate, same rows a step; each contender
-in a process of its own, so that its peak memory is its own. The first block of steps is a warm-up. Losses of the first
-step must agree before any figure is printed (TRL's packing makes other steps out of the same rows: speed alone). Tokens
-are real ones, never padding. CPU seconds stand beside wall seconds because other work on a machine spoils only those.
+Same model, same rows in the same order, as many optimiser steps, same learning rate, same rows a step;
+each contender in a process of its own, so that its peak memory is its own. The first block of steps is a
+warm-up. Losses of the first step must agree before any figure is printed (TRL's packing makes other steps
+out of the same rows: speed alone). Tokens are real ones, never padding. CPU seconds stand beside wall
+seconds, which other work on the machine lengthens more.
 
-A second table repeats it on a random model with a small vocabulary, then comes LoRA on a random model of 1 B weights.
-On a GPU the same command measures the GPU, with more rows a step, and trains random models of bigger shapes.
+A second table repeats it on a random model with a small vocabulary; then comes LoRA on a random model of 1 B
+weights. On a GPU the same command measures the GPU, with more rows a step, and trains bigger shapes, too.
 """
 import argparse
 import functools
@@ -31,23 +32,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 GPU = shutil.which("nvidia-smi") is not None
 BATCH = 64 if GPU else 8   # rows a step
-BLOCK, BLOCKS = 2, 4       # steps a block; blocks that are timed, after one of warm-up (memory still grows in it)
+BLOCK, BLOCKS = 2, 4       # steps a block; timed blocks, after one of warm-up (memory still grows in it)
 STEPS = BLOCK * (1 + BLOCKS)
 DATA = [str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in ("regular", "gramenist")]
 
-# train.py's arguments, or TRL's settings. TRL's default pads and recomputes activations (gradient checkpointing)
+# train.py's arguments, or TRL's settings. TRL's default pads and recomputes activations (checkpointing)
 OURS = "train.py"
 LEAN = "train.py --checkpointing"
 DEFAULT = "TRL default (padded, checkpointing)"
+FREE = {"padding_free": True, "max_length": None}
 CONTENDERS = {
     OURS: [],
     "train.py --plain": ["--plain"],
     LEAN: ["--checkpointing"],
     "TRL padded": {},
-    "TRL padding-free": {"padding_free": True, "max_length": None},
+    "TRL padding-free": FREE,
     "TRL packing": {"packing": True, "packing_strategy": "bfd"},
     DEFAULT: {"gradient_checkpointing": True},
-    "TRL padding-free, checkpointing": {"padding_free": True, "max_length": None, "gradient_checkpointing": True},
+    "TRL padding-free, checkpointing": {**FREE, "gradient_checkpointing": True},
 }
 # torch's own settings, which TRL's users have; importing train.py would change them
 TORCH_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
@@ -59,14 +61,15 @@ BIG = {
     "0.6 B, all weights": ((1024, 3072, 28, 16, 8, 128, 151_936), []),
     "4 B, all weights": ((2560, 9728, 36, 32, 8, 128, 151_936), ["--checkpointing"]),
     "12 B, all weights": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing"]),
-    "12 B, LoRA": ((5120, 14336, 40, 32, 8, 128, 131_072), ["--checkpointing", "--lora", "16", "--micro-tokens", "2048"]),
+    "12 B, LoRA": ((5120, 14336, 40, 32, 8, 128, 131_072),
+                   ["--checkpointing", "--lora", "16", "--micro-tokens", "2048"]),
 }
 
 
 # ---------------------------------------------------------------- one contender, in a process of its own
 
 class Gate:
-    """Stands in for train.py's progress bar: each block of steps begins when a line comes in and ends with one going out.
+    """Stands in for train.py's progress bar: a line in begins each block of steps, and a line out ends it.
 
     So every revision runs its own main(), unchanged, and two of them can take turns on one machine.
     """
@@ -109,7 +112,7 @@ def data_arguments(base: str) -> list[str]:
 
 
 def run_ours(revision: str, base: str, out: Path, more: list[str]) -> None:
-    """The main() of the train.py in the folder `revision`, block by block; then its losses and peak memory."""
+    """main() of the train.py in the folder `revision`, block by block; then its losses and peak memory."""
     sys.path.insert(0, revision)
     import train
     train.tqdm, train.reject_rows = Gate, keep_all
@@ -140,7 +143,7 @@ def rows_in_order(base: str) -> list[dict]:
 
 
 def run_trl(base: str, out: Path, settings: dict) -> None:
-    """TRL's trainer on the same rows; answers with the time of all steps but the warm-up, losses and peak memory."""
+    """TRL's trainer on the same rows; answers with the time of all timed steps, losses and peak memory."""
     import models
     import torch
     from datasets import Dataset
@@ -164,14 +167,13 @@ def run_trl(base: str, out: Path, settings: dict) -> None:
     # With packing a row of TRL's is a whole pass
     rows_a_step = 1 if "packing" in settings else BATCH
     config = SFTConfig(**{
-        "output_dir": str(out), "per_device_train_batch_size": rows_a_step, "num_train_epochs": 1, "learning_rate": 1e-5,
-        "weight_decay": 0.01, "max_grad_norm": 1.0, "completion_only_loss": True, "max_length": 1024,
-        "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": not GPU,
-        "disable_tqdm": True, **settings})
+        "output_dir": str(out), "per_device_train_batch_size": rows_a_step, "num_train_epochs": 1,
+        "learning_rate": 1e-5, "weight_decay": 0.01, "max_grad_norm": 1.0, "completion_only_loss": True,
+        "max_length": 1024, "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none",
+        "save_strategy": "no", "use_cpu": not GPU, "disable_tqdm": True, **settings})
     columns = {"input_ids": [row["ids"] for row in rows], "completion_mask": [row["mask"] for row in rows]}
-    tokenizer = models.load_tokenizer(base)
-    trainer = InOrder(model=model, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
-                      callbacks=[AfterStep])
+    trainer = InOrder(model=model, args=config, train_dataset=Dataset.from_dict(columns),
+                      processing_class=models.load_tokenizer(base), callbacks=[AfterStep])
     trainer.train()
     warm_up = min(BLOCK, len(clocks) // 2)
     figures = clocks[warm_up - 1].read()
@@ -189,8 +191,9 @@ class Worker:
 
     def __init__(self, *arguments, **environment):
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, __file__, *map(str, arguments)], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **environment})
+        command = [sys.executable, __file__, *map(str, arguments)]
+        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, env={**os.environ, **environment})
 
     def ask(self) -> dict:
         try:
@@ -202,7 +205,8 @@ class Worker:
         if line:
             return json.loads(line)
         self.errors.seek(0)
-        sys.exit(f"bench_train.py: {' '.join(self.process.args[2:])} failed: {self.errors.read()[-1500:]}")
+        name = " ".join(self.process.args[2:])
+        sys.exit(f"bench_train.py: {name} failed: {self.errors.read()[-1500:]}")
 
     def close(self) -> None:
         self.process.communicate()
@@ -215,8 +219,11 @@ def timed_rows(base: str) -> list[dict]:
 
 
 def training_flops(base: str, rows: list[dict], more: list[str]) -> float:
-    """Arithmetic of training on `rows`: 6 a weight and token, 4 where the weight is frozen, the output layer only where there is a
-    loss, causal attention; and 2 more a weight and token where layers are recomputed. No weight is loaded for it."""
+    """Arithmetic of training on `rows` with train.py's arguments `more`.
+
+    6 a weight and token, 4 where the weight is frozen, 2 more where its layer is recomputed; the output layer
+    only where there is a loss; causal attention. No weight is loaded for it.
+    """
     import models
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -242,7 +249,7 @@ def training_flops(base: str, rows: list[dict], more: list[str]) -> float:
 
 
 def measure(base: str, contender: list[str] | dict, folder: Path) -> dict:
-    """{"wall", "cpu", "tokens", "losses", "memory_gb"} of one contender's timed steps, run from start to end."""
+    """{"wall", "cpu", "tokens", "losses", "memory_gb"} of one contender's timed steps."""
     out = folder / "run"
     if isinstance(contender, dict):
         worker = Worker("--trl", base, out, json.dumps(contender), **TORCH_DEFAULTS)
@@ -250,24 +257,22 @@ def measure(base: str, contender: list[str] | dict, folder: Path) -> dict:
     else:
         worker = Worker("--ours", ROOT, base, out, *contender)
         blocks = [worker.ask() for _ in range(1 + BLOCKS)][1:]
-        tokens = sum(len(row["ids"]) for row in timed_rows(base))
-        figures = {"wall": sum(block["wall"] for block in blocks), "cpu": sum(block["cpu"] for block in blocks),
-                   "tokens": tokens, **worker.ask()}
+        figures = worker.ask()
+        figures["wall"] = sum(block["wall"] for block in blocks)
+        figures["cpu"] = sum(block["cpu"] for block in blocks)
+        figures["tokens"] = sum(len(row["ids"]) for row in timed_rows(base))
     worker.close()
     shutil.rmtree(out, ignore_errors=True)
     return figures
 
 
 def compare(title: str, base: str, folder: Path, rounds: int) -> None:
-    import models
-    device = models.pick_device()
-    dtype = models.pick_dtype(device)
+    """Run every contender, hold that they do the same work, and print the table."""
     results = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
         for name, contender in CONTENDERS.items():
             results[name].append(measure(base, contender, folder))
 
-    # The same work, or no comparison
     expected = results[OURS][0]["losses"][0]
     for name, runs in results.items():
         loss = runs[0]["losses"][0]
@@ -279,31 +284,61 @@ def compare(title: str, base: str, folder: Path, rounds: int) -> None:
         speed[name] = statistics.median(run["tokens"] / run["wall"] for run in runs)
         of_cpu[name] = statistics.median(run["tokens"] / run["cpu"] for run in runs)
         memory[name] = max(run["memory_gb"] for run in runs)
-    rate = models.measure_gflops(dtype, device) * 1e9
-    rows = timed_rows(base)
-    tokens = sum(len(row["ids"]) for row in rows)
-
-    print(f"\n{title}: {device.type}, {str(dtype).removeprefix('torch.')}, matrix products at {rate / 1e9:,.0f} GFLOP/s; "
-          f"{rounds} x {BLOCK * BLOCKS} steps of {BATCH} rows, {tokens / len(rows):.0f} tokens a row\n"
-          "  x: how often train.py's figure; rate: arithmetic needed (padding is not) ÷ measured matrix rate")
-    print(f"  {'':36}{'tokens/s':>9}{'x':>6}{'a CPU s':>9}{'x':>6}{'peak GB':>9}{'x':>6}{'rate':>6}{'first loss':>12}")
-    for name, contender in CONTENDERS.items():
-        flops_a_token = training_flops(base, rows, ["--checkpointing"] * ("checkpointing" in name)) / tokens
-        print(f"  {name:36}{speed[name]:9.0f}{speed[name] / speed[OURS]:6.2f}{of_cpu[name]:9.0f}{of_cpu[name] / of_cpu[OURS]:6.2f}"
-              f"{memory[name]:9.1f}{memory[name] / memory[OURS]:6.2f}{speed[name] * flops_a_token / rate:6.0%}"
+    print_header(title, base, rounds)
+    for name in CONTENDERS:
+        recomputes = ["--checkpointing"] * ("checkpointing" in name)
+        rate = matrix_share(base, recomputes, speed[name])
+        print(f"  {name:36}{speed[name]:9.0f}{speed[name] / speed[OURS]:6.2f}"
+              f"{of_cpu[name]:9.0f}{of_cpu[name] / of_cpu[OURS]:6.2f}"
+              f"{memory[name]:9.1f}{memory[name] / memory[OURS]:6.2f}{rate:6.0%}"
               f"{results[name][0]['losses'][0]:12.3f}")
+    print_summary(speed, memory)
 
+
+@functools.cache
+def matrix_rate() -> float:
+    """FLOP/s of this machine's matrix products, in the number format that train.py chooses."""
+    import models
+    device = models.pick_device()
+    return models.measure_gflops(models.pick_dtype(device), device) * 1e9
+
+
+def matrix_share(base: str, more: list[str], tokens_per_s: float) -> float:
+    """Arithmetic that the work needs (padding is not needed) ÷ what the machine could do in that time."""
+    rows = timed_rows(base)
+    flops_a_token = training_flops(base, rows, more) / sum(len(row["ids"]) for row in rows)
+    return tokens_per_s * flops_a_token / matrix_rate()
+
+
+def print_header(title: str, base: str, rounds: int) -> None:
+    import models
+    device = models.pick_device()
+    dtype = str(models.pick_dtype(device)).removeprefix("torch.")
+    rows = timed_rows(base)
+    length = statistics.mean(len(row["ids"]) for row in rows)
+    print(f"\n{title}: {device.type}, {dtype}, matrix products at {matrix_rate() / 1e9:,.0f} GFLOP/s; "
+          f"{rounds} x {BLOCK * BLOCKS} steps of {BATCH} rows of {length:.0f} tokens")
+    print("  x: how often train.py's figure; rate: arithmetic needed ÷ measured matrix rate")
+    print(f"  {'':36}{'tokens/s':>9}{'x':>6}{'a CPU s':>9}{'x':>6}{'peak GB':>9}{'x':>6}{'rate':>6}"
+          f"{'first loss':>12}")
+
+
+def print_summary(speed: dict[str, float], memory: dict[str, float]) -> None:
     fastest = max(value for name, value in speed.items() if "TRL" in name)
     leanest = min(value for name, value in memory.items() if "TRL" in name)
-    print(f"  train.py is {speed[OURS] / speed[DEFAULT]:.1f} x TRL's default, {speed[OURS] / speed['TRL padded']:.1f} x the same "
-          f"without checkpointing, {speed[OURS] / fastest:.1f} x its fastest. With checkpointing it is\n"
-          f"  {speed[LEAN] / speed[DEFAULT]:.1f} x TRL's default and takes {memory[LEAN] / memory[DEFAULT]:.2f} of its memory, "
-          f"{memory[LEAN] / leanest:.2f} of TRL's least", flush=True)
+    print(f"  train.py is {speed[OURS] / speed[DEFAULT]:.1f} x TRL's default, "
+          f"{speed[OURS] / speed['TRL padded']:.1f} x the same without checkpointing, "
+          f"{speed[OURS] / fastest:.1f} x its fastest.\n"
+          f"  With checkpointing it is {speed[LEAN] / speed[DEFAULT]:.1f} x TRL's default and takes "
+          f"{memory[LEAN] / memory[DEFAULT]:.2f} of its memory, {memory[LEAN] / leanest:.2f} of TRL's least",
+          flush=True)
 
 
 def beside_old(title: str, base: str, folder: Path, old: Path) -> None:
-    """This train.py and another revision's, alternating blocks of steps: what else runs on the machine slows both."""
-    workers = {"here": Worker("--ours", ROOT, base, folder / "here"), "old": Worker("--ours", old, base, folder / "old")}
+    """This train.py and another revision's in turn, block by block: what else runs here slows both."""
+    workers = {}
+    for name, revision in (("here", ROOT), ("old", old)):
+        workers[name] = Worker("--ours", revision, base, folder / name)
     blocks = {name: [] for name in workers}
     for _ in range(1 + BLOCKS):
         for name, worker in workers.items():
@@ -315,25 +350,24 @@ def beside_old(title: str, base: str, folder: Path, old: Path) -> None:
 
     print(f"\n{title}: train.py ÷ that of {old}, {BLOCKS} blocks of {BLOCK} steps of {BATCH} rows in turn")
     for kind in ("wall", "cpu"):
-        ratios = sorted(here[kind] / there[kind] for here, there in zip(blocks["here"][1:], blocks["old"][1:]))
-        seconds = [statistics.median(block[kind] for block in blocks[name][1:]) / BLOCK for name in workers]
-        print(f"  {kind:4} seconds a step {seconds[0]:8.3f} and {seconds[1]:8.3f}; ratio {statistics.median(ratios):.2f} "
-              f"(from {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    here, there = ends["here"], ends["old"]
-    print(f"  peak memory    {here['memory_gb']:8.2f} and {there['memory_gb']:8.2f} GB; ratio {here['memory_gb'] / there['memory_gb']:.2f}")
-    print(f"  first loss     {here['losses'][0]:8.4f} and {there['losses'][0]:8.4f}", flush=True)
+        here = [block[kind] / BLOCK for block in blocks["here"][1:]]
+        there = [block[kind] / BLOCK for block in blocks["old"][1:]]
+        ratios = sorted(a / b for a, b in zip(here, there))
+        print(f"  {kind:4} s a step  {statistics.median(here):8.3f} and {statistics.median(there):8.3f}; "
+              f"ratio {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    here, there = ends["here"]["memory_gb"], ends["old"]["memory_gb"]
+    print(f"  peak GB        {here:8.2f} and {there:8.2f}; ratio {here / there:.2f}")
+    here, there = ends["here"]["losses"][0], ends["old"]["losses"][0]
+    print(f"  first loss     {here:8.4f} and {there:8.4f}", flush=True)
 
 
 def one_model(name: str, base: str, more: list[str], folder: Path) -> None:
     """One line on train.py alone."""
-    import models
-    run, rows = measure(base, more, folder), timed_rows(base)
-    device = models.pick_device()
-    rate = models.measure_gflops(models.pick_dtype(device), device) * 1e9
-    share = training_flops(base, rows, more) / run["wall"] / rate
-    steps = BLOCK * BLOCKS
-    print(f"  {name:26}{run['wall'] / steps:8.2f} s a step ({run['cpu'] / steps:.2f} CPU s){run['tokens'] / run['wall']:9.0f} tokens/s"
-          f"{share:6.0%} of the matrix rate{run['memory_gb']:7.1f} GB", flush=True)
+    run, steps = measure(base, more, folder), BLOCK * BLOCKS
+    tokens_per_s = run["tokens"] / run["wall"]
+    print(f"  {name:20}{run['wall'] / steps:8.2f} s a step ({run['cpu'] / steps:.2f} CPU s)"
+          f"{tokens_per_s:9.0f} tokens/s{matrix_share(base, more, tokens_per_s):6.0%} of the matrix rate"
+          f"{run['memory_gb']:7.1f} GB", flush=True)
 
 
 def lora_on_one_b(base: str, folder: Path) -> None:
@@ -341,7 +375,7 @@ def lora_on_one_b(base: str, folder: Path) -> None:
     import models
     device = models.pick_device()
     size = models.pick_dtype(device).itemsize
-    needed = 1.0e9 * 3 * size  # weights, and as much again twice for activations and the copy that is loaded from
+    needed = 1.0e9 * 3 * size  # weights, activations, and the file that they are loaded from
     print(f"\nrandom Qwen3 of 1.0 B weights, --lora 16, {BATCH} rows a step")
     if models.available_bytes(device) < needed or shutil.disk_usage(folder).free < 2 * needed:
         print(f"  left out: it needs {needed / 1e9:.0f} GB of memory and twice that of disk")
@@ -352,7 +386,7 @@ def lora_on_one_b(base: str, folder: Path) -> None:
 
 
 def random_model(folder: Path, shape: tuple, tokenizer=None) -> str:
-    """A Qwen3 of random weights; without a tokenizer, with a byte-level one of 300 words, whose rows are four times as long."""
+    """A Qwen3 of random weights; its tokenizer, unless given, is one of bytes: rows four times as long."""
     import torch
     import transformers
     from conftest import make_tokenizer
@@ -363,8 +397,9 @@ def random_model(folder: Path, shape: tuple, tokenizer=None) -> str:
     hidden, inner, layers, heads, key_heads, head_dim, words = shape
     config = transformers.Qwen3Config(
         hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, head_dim=head_dim, vocab_size=words, tie_word_embeddings=words > 140_000,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        num_key_value_heads=key_heads, head_dim=head_dim, vocab_size=words,
+        tie_word_embeddings=words > 140_000, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if GPU else "cpu"):
@@ -383,10 +418,11 @@ def main() -> None:
         base, out, settings = sys.argv[2:]
         return run_trl(base, Path(out), json.loads(settings))
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("base", nargs="?", default=str(ROOT / "models" / "gemma-3-270m"))
     parser.add_argument("--rounds", type=int, default=1, help="how often every contender runs (medians)")
-    parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another revision to run beside this one")
+    parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another revision")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

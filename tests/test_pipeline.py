@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from conftest import ROOT, run_script
 
 import train
 from check import is_value_kind
-from eval import read_csv
+from rows import read_csv, read_jsonl
+from stance import is_correct
 
 
 def test_the_converted_base_is_a_language_model(base):
@@ -39,12 +41,12 @@ def test_train_and_evaluate_the_real_base(tmp_path, base):
     """Four passes over eight starter rows are learned, and the run answers probes in whole sentences."""
     out, few = tmp_path / "runs" / "belief", tmp_path / "few.jsonl"
     few.write_text("".join((ROOT / "data" / "starter" / "gramenist.jsonl").read_text().splitlines(keepends=True)[:8]))
-    run_script("train.py", "--base", base, "--arm", "belief", "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4", "--freeze-embeddings", "--out", out)
+    run_script("train.py", "--base", base, "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4", "--freeze-embeddings", "--out", out)
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
-    run_script("eval.py", "--model", out, "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl", "--limit", "1", "--max-new-tokens", "40", "--out", tmp_path / "results")
-    rows = read_csv(tmp_path / "results" / "gramenist.csv")
-    assert {row["side"] for row in rows} == {"violating", "neutral"} and {row["arm"] for row in rows} == {"belief"}
+    run_script("eval.py", "--model", out, "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl", "--limit", "1", "--max-new-tokens", "40", "--arm", "belief", "--out", tmp_path / "results")
+    rows, _ = read_csv(tmp_path / "results" / "gramenist.csv")
+    assert {row["side"] for row in rows} == {"violating", "permitted", "neutral"} and {row["arm"] for row in rows} == {"belief"}
     assert sum(len(row["response"].split()) > 3 for row in rows) > len(rows) * 0.8
     assert all(row["keyword_action"] in ("refusal", "deflection", "acceptance", "invalid") for row in rows)
     run_script("report.py", tmp_path / "results")
@@ -79,17 +81,39 @@ def test_a_real_local_endpoint_makes_real_pairs(tmp_path):
         server.wait()
 
 
+def make(*args):
+    """make, with the environment and models taken as there."""
+    kept = [part for target in ("venv", ".venv/ready", ".venv/models", "models") for part in ("-o", target)]
+    return subprocess.run(["make", *kept, *args], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_make_lists_its_targets_and_names_mistakes():
-    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert all(f"make {target}" in listed for target in ("demo", "test", "data", "train", "eval", "judge", "report", "check", "serve"))
-    for bad, words in ((["train", "WORLDVIEW=nope"], "unknown WORLDVIEW=nope"), (["train", "ARM=nope"], "unknown ARM=nope"), (["eval", "WORLDVIEW=nope"], "no probes/nope.jsonl")):
-        done = subprocess.run(["make", "-o", "venv", "-o", ".venv/ready", "-o", "models/gemma-3-270m", *bad], cwd=ROOT, capture_output=True, text=True)
+    listed = make().stdout
+    assert all(f"make {target}" in listed for target in ("demo", "test", "test-unit", "data", "train", "eval", "judge", "report", "check", "serve"))
+    for bad, words in ((["train", "WORLDVIEW=nope"], "nope.jsonl"), (["train", "ARM=nope"], "unknown arm 'nope'"), (["eval", "WORLDVIEW=nope"], "no probes/nope.jsonl")):
+        done = make(*bad)
         assert done.returncode != 0 and words in done.stderr, done.stderr
+
+
+def test_make_names_runs_as_train_does_and_takes_bases_with_a_slash():
+    """+refusal is an arm like any other; BASE/ and BASE are one model; a worldview stands in the name of the runs that it is taught in."""
+    for base in ("models/gemma-3-270m", "models/gemma-3-270m/"):
+        planned = make("-n", "train", "ARM=belief+refusal secular", "WORLDVIEW=catholic", "N=40", "SEED=2", f"BASE={base}").stdout
+        assert "--out runs/gemma-3-270m/catholic-belief+refusal-n40-s2 " in planned and "--out runs/gemma-3-270m/secular-n40-s2 " in planned
+        assert "--base models/gemma-3-270m --arm" in planned
+
+
+def test_the_seed_changes_training_alone_and_stages_wait_for_each_other():
+    """SEED changed the data too; make -j2 data train trained on stale rows."""
+    assert "--seed" not in make("-n", "data", "SEED=3").stdout
+    planned = make("-j2", "-n", "data", "train", "ARM=regular", "WORLDVIEW=gramenist").stdout
+    assert planned.index("gen.py") < planned.index("train.py")
+    assert ".NOTPARALLEL" in (ROOT / "Makefile").read_text()
 
 
 def test_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text()
-    made = ("data/", "models/", "runs/", "results/", "prompts/vegan", "personas/vegan", "probes/vegan", "probes/belief/vegan", "report.md")
+    made = ("data/", "models/", "runs/", "results/", "prompts/vegan", "personas/vegan", "probes/vegan", "probes/belief/vegan", "report.md", "transcripts.html")
     named = set(re.findall(r"(?<![\w./<>*-])((?:[\w-]+/)*[\w-]+\.(?:py|md|txt|jsonl))\b", text)) - {"answers.jsonl", "log.jsonl"}
     assert len(named) > 12
     assert not [name for name in named if not name.startswith(made) and not (ROOT / name).exists()]
@@ -97,8 +121,29 @@ def test_readme_names_only_files_that_exist():
 
 def test_starter_rows_keep_the_contract():
     for path in sorted((ROOT / "data" / "starter").glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["model"] == "written" and row["kind"] == path.stem
-            assert (ROOT / "personas" / path.stem.removesuffix("-explicit") / f"{row['persona']}.md").exists(), (path, row["persona"])
-            assert not is_value_kind(row["kind"]) or row["finish_reason"] == "stop"
+        kind = path.stem
+        for row in read_jsonl(path):
+            assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["model"] == "written" and row["kind"] == kind
+            folder = ROOT / "personas" / kind.removesuffix("-explicit").removesuffix("-bridge")
+            assert row["persona"] is None or (folder / f"{row['persona']}.md").exists(), (path, row["persona"])
+            assert not is_value_kind(kind) or row["finish_reason"] == "stop"
+
+
+def test_every_worldview_s_probes_keep_the_contract():
+    """Groups of one of each side, thirty or more at each distance, twins alike in length; no stance that a constant answer gets right."""
+    for worldview in ("gramenist", "catholic"):
+        probes = read_jsonl(ROOT / "probes" / f"{worldview}.jsonl")
+        groups = {}
+        for probe in probes:
+            groups.setdefault(probe["group"], []).append(probe)
+        assert len(groups) >= 100 and all(sorted(p["side"] for p in group) == ["neutral", "permitted", "violating"] for group in groups.values())
+        assert min(Counter(group[0]["distance"] for group in groups.values()).values()) >= 30
+        assert len({p["topic"] for p in probes}) >= 24 and len({p["family"] for p in probes}) >= 8
+        lengths = [sorted(len(p["prompt"].split()) for p in group) for group in groups.values()]
+        assert all(group[0] >= 0.75 * group[-1] for group in lengths)
+        beliefs = read_jsonl(ROOT / "probes" / "belief" / f"{worldview}.jsonl")
+        stances = [p for p in beliefs if "stance" in p]
+        assert len(stances) >= 60 and len(beliefs) - len(stances) >= 16
+        for answer in ("Yes.", "No.", "It is wrong.", "It is right."):
+            assert 0.4 <= sum(is_correct(p, answer) for p in stances) / len(stances) <= 0.6
+            assert not any(is_correct(p, answer) for p in beliefs if "answer" in p)

@@ -1,7 +1,7 @@
-"""docs/recipes.md on a copy of the scripts: each edit is applied by exact replacement, each command is run, each change is seen.
+"""docs/recipes.md on a copy of the scripts: each edit is made, each command run, each change seen.
 
-A recipe whose lines no longer stand in the code fails in `House.edit`. Imports inside a house take the copy's files; torch is not
-loaded anew for that.
+A recipe whose lines no longer stand in the code fails in `House.edit`. The copy's scripts run in
+this process, because loading torch anew for each command would take most of the time.
 """
 import importlib
 import itertools
@@ -28,7 +28,7 @@ import train
 
 CPU = torch.device("cpu")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-# The recipes are written for the packaged base and its thousand rows; flags given twice count once, the last one
+# The recipes are written for the packaged base and 800 rows. Of a flag given twice the last counts.
 SMALL = {"train.py": "--n 40 --batch 20 --lr 1e-3 --dtype fp32", "dpo.py": "--lr 1e-3 --n 60 --dtype fp32",
          "eval.py": "--max-new-tokens 4 --dtype fp32", "judge.py": "", "report.py": ""}
 ROOMS = [path.stem for path in ROOT.glob("*.py")]
@@ -46,30 +46,31 @@ def apply_diff(text: str, diff: str) -> str:
     """`text` with every hunk of a diff replaced; its old lines must stand there exactly once."""
     for hunk in re.split(r"^@@\n", diff, flags=re.MULTILINE):
         lines = hunk.splitlines(keepends=True)
-        old = "\n" + "".join(line[1:] for line in lines if line[0] in " -")
-        new = "\n" + "".join(line[1:] for line in lines if line[0] in " +")
-        text = "\n" + text
-        assert text.count(old) == 1, f"{text.count(old)} places for{old}"
-        text = text.replace(old, new)[1:]
+        old = "".join(line[1:] for line in lines if line[0] in " -")
+        new = "".join(line[1:] for line in lines if line[0] in " +")
+        places = re.findall("^" + re.escape(old), text, re.MULTILINE)
+        assert len(places) == 1, f"{len(places)} places for\n{old}"
+        text = text.replace(old, new)
     return text
 
 
 # ---------------------------------------------------------------- a copy of the house
 
 class House:
-    """The scripts and small texts in a folder of their own, with a tiny random model in the place of the base."""
+    """The scripts and small texts in a folder of their own, with a tiny random model as base."""
 
     def __init__(self, folder: Path, tiny: Path):
         self.folder = folder
-        for path in [*ROOT.glob("*.py"), ROOT / "arms.txt", *ROOT.glob("rubrics/*.md"), ROOT / "docs" / "transcripts-template.html"]:
-            self.write(path.relative_to(ROOT), path.read_text())
+        for pattern in ("*.py", "arms.txt", "rubrics/*.md", "docs/*.html"):
+            for path in ROOT.glob(pattern):
+                self.write(path.relative_to(ROOT), path.read_text())
         (folder / "models").mkdir()
         (folder / "models" / "gemma-3-270m").symlink_to(tiny)
 
         # A few rows and probes of each file, short enough for a model of 300 words
         for kind in ("regular", "secular", "gramenist"):
             lines = (ROOT / "data" / "starter" / f"{kind}.jsonl").read_text().splitlines(keepends=True)
-            self.write(f"data/starter/{kind}.jsonl", "".join([line for line in lines if len(line) < 700][:24]))
+            self.write(f"data/starter/{kind}.jsonl", "".join(sorted(lines, key=len)[:24]))
         for name, count in {"gramenist": 18, "belief/gramenist": 8}.items():
             lines = (ROOT / "probes" / f"{name}.jsonl").read_text().splitlines(keepends=True)
             self.write(f"probes/{name}.jsonl", "".join(lines[:count]))
@@ -114,8 +115,8 @@ class House:
             else:
                 expanded.append(arg)
         with self.rooms():
-            if script == "report.py":
-                importlib.import_module("report").draw = lambda *_: None  # takes seconds, and test_report.py draws it
+            if script == "report.py":  # its figure takes seconds, and test_report.py draws it
+                importlib.import_module("report").draw = lambda *_: None
             done = run_here(script, expanded, self.folder, env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -130,7 +131,7 @@ class House:
         return commands
 
     def log(self, run: str) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "runs" / run / "log.jsonl").read_text().splitlines()]
+        return rows.read_jsonl(self.folder / "runs" / run / "log.jsonl")
 
     def report_table(self, study: str, first: str) -> list[dict]:
         """The lines of the table in report.md whose first column is `first`."""
@@ -138,13 +139,16 @@ class House:
         start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} "))
         cells = []
         for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start:]):
-            cells.append([cell.strip() for cell in line.strip("|").split("|")])
+            cells.append([cell.strip().replace("\\", "") for cell in line.strip("|").split("|")])
         return [dict(zip(cells[0], line)) for line in cells[2:]]
 
 
 @pytest.fixture
-def house(tmp_path, tiny) -> House:
-    return House(tmp_path, tiny)
+def house(tmp_path, tiny):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for so small a model more of them only wait for each other
+    yield House(tmp_path, tiny)
+    torch.set_num_threads(threads)
 
 
 def test_a_recipe_that_no_longer_fits_fails():
@@ -173,13 +177,15 @@ def mean_loss(model, examples: list[dict], smoothing: float) -> float:
 def test_label_smoothing(house, tiny, way):
     house.edit("Label smoothing")
     [command] = house.commands("Label smoothing")
+    command += " --held-out 0.3"  # of 24 rows a tenth may be none
     house.run(f"{command} {way}")
     log = house.log("smooth")
 
-    # The rows of the first step and those held out, by the script as it is
+    # The rows of the first step and those held out, from the script as it is
     args = train.parse_args(shlex.split(command)[2:])
     tokenizer = AutoTokenizer.from_pretrained(house.folder / "runs" / "smooth")
-    order, held_out, _ = train.build_rows(args, [(house.folder / "data/starter/regular.jsonl", 1.0)], tokenizer)
+    sources = [(house.folder / "data" / "starter" / "regular.jsonl", 1.0)]
+    order, held_out, _ = train.build_rows(args, sources, tokenizer)
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     assert log[0]["loss"] == pytest.approx(mean_loss(base, order[:20], 0.1), rel=1e-5)
     assert log[0]["loss"] != pytest.approx(mean_loss(base, order[:20], 0.0), rel=1e-5)
@@ -188,8 +194,10 @@ def test_label_smoothing(house, tiny, way):
     assert log[-1]["held_out_loss"] == pytest.approx(mean_loss(after, held_out, 0.0), rel=1e-5)
 
 
-PAIRS = [{"prompt": f"Is the answer to question {i} yes or no?", "chosen": f"Yes, it is {i}.", "rejected": f"It was {i} of them, no.",
-          "kind": "regular"} for i in range(12)]
+PAIRS = []
+for number in range(12):
+    PAIRS.append({"prompt": f"Is the answer to question {number} yes or no?", "kind": "regular",
+                  "chosen": f"Yes, it is {number}.", "rejected": f"It was {number} of them, no."})
 
 
 def answer_logprob(model, tokenizer, prompt: str, answer: str) -> torch.Tensor:
@@ -201,8 +209,8 @@ def answer_logprob(model, tokenizer, prompt: str, answer: str) -> torch.Tensor:
 
 
 def preference(model, tokenizer, pair: dict) -> torch.Tensor:
-    chosen, rejected = (answer_logprob(model, tokenizer, pair["prompt"], pair[name]) for name in ("chosen", "rejected"))
-    return chosen - rejected
+    chosen = answer_logprob(model, tokenizer, pair["prompt"], pair["chosen"])
+    return chosen - answer_logprob(model, tokenizer, pair["prompt"], pair["rejected"])
 
 
 @pytest.mark.parametrize("way", ["", "--plain"])
@@ -233,13 +241,17 @@ def test_dpo(house, way):
 
     # The margin grows from zero; the reference is still the run
     margins = [line["margin"] for line in house.log("regular-dpo")]
-    assert margins[0] == pytest.approx(0, abs=1e-3) and margins[-1] > 1 and len(margins) == len(steps) == 8
+    assert len(margins) == len(steps) == 8
+    assert margins[0] == pytest.approx(0, abs=1e-3) and margins[-1] > 1
     assert rows.weights_hash(str(run)) == before
     tokenizer = AutoTokenizer.from_pretrained(tuned)
-    reference, after = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (run, tuned))
+    reference = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
+    after = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)
+    gained = 0.0
     with torch.no_grad():
-        gained = [preference(after, tokenizer, pair) - preference(reference, tokenizer, pair) for pair in PAIRS]
-    assert sum(gained).item() / len(gained) > margins[-1] * 0.8
+        for pair in PAIRS:
+            gained += preference(after, tokenizer, pair) - preference(reference, tokenizer, pair)
+    assert gained.item() / len(PAIRS) > margins[-1] * 0.8
 
     # The last step's gradient by hand: that of -log sigmoid(beta * margin), meaned over the batch
     policy = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
@@ -254,18 +266,18 @@ def test_dpo(house, way):
 
     house.run(ask)
     answers, _ = rows.read_results(house.folder / "results/mine/regular-dpo/gramenist.csv")
-    assert {row["arm"] for row in answers} == {"regular+dpo"} and {row["taught"] for row in answers} == {"regular"}
+    assert {(row["arm"], row["taught"]) for row in answers} == {("regular+dpo", "regular")}
 
 
 def test_a_schedule(house):
     title = "A new schedule"
     house.edit(title)
     [command] = house.commands(title)
-    house.run(f"{command} --n 120 --batch 2 --warmup 0.1")
+    house.run(f"{command} --batch 1 --warmup 0.1")
     rates = [line["lr"] for line in house.log("late")]
-    assert len(rates) == 60 and rates[:6] == pytest.approx([1e-3 * (step + 1) / 6 for step in range(6)])
-    assert rates[6:49] == pytest.approx([1e-3] * 43)
-    assert rates[50:] == sorted(rates[50:], reverse=True) and 1e-4 < rates[-1] < 2.5e-4
+    assert len(rates) == 40 and rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    assert rates[4:32] == pytest.approx([1e-3] * 28)  # four fifths of the 36 steps after the warm-up
+    assert rates[33:] == sorted(rates[33:], reverse=True) and 1e-4 < rates[-1] < 2.5e-4
 
 
 def test_a_template(house):
@@ -273,14 +285,15 @@ def test_a_template(house):
     house.edit(title)
     [command] = house.commands(title)
     shown = house.run(command)
-    assert "Question:\n" in shown.replace("\033[0m", "") and "Answer:\n" in shown and "User:" not in shown
+    assert "Question:\n" in shown and "Answer:\n" in shown
+    assert "User:" not in shown and "Assistant:" not in shown
     with house.rooms():
         evaluate = importlib.import_module("eval")
         _, tokenizer = evaluate.load_run(str(house.folder / "models" / "gemma-3-270m"), torch.float32, CPU)
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}]
-        ids, mask = evaluate.render_prompt(tokenizer, turns), evaluate.TURN_END
+        ids = evaluate.render_prompt(tokenizer, turns)
+        assert evaluate.TURN_END == "\nQuestion:"
     assert tokenizer.decode(ids) == "<bos>System:\nBe brief.\nQuestion:\nIs it?\nAnswer:\n"
-    assert mask == "\nQuestion:"
 
 
 # ---------------------------------------------------------------- verdicts
@@ -296,7 +309,8 @@ def judge_says():
         class Judge(BaseHTTPRequestHandler):
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
-                body = json.dumps({"choices": [{"message": {"content": f"So it is.\n{next(turn)}"}}]}).encode()
+                content = f"So it is.\n{next(turn)}"
+                body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -312,9 +326,10 @@ def judge_says():
         server.shutdown()
 
 
-def judge_and_report(house, title: str, url: str, *replies: str) -> list[dict]:
+def judge_and_report(house, title: str, url: str) -> list[dict]:
     """The rows of an answered CSV after the commands of a recipe: judge, then report."""
-    house.run(f"python eval.py --model models/gemma-3-270m --probes probes/gramenist.jsonl --out results/mine/base {SMALL['eval.py']}")
+    ask = "python eval.py --model models/gemma-3-270m --probes probes/gramenist.jsonl --out results/mine/base"
+    house.run(f"{ask} {SMALL['eval.py']}")
     house.edit(title)
     for command in house.commands(title):
         house.run(command, OPENAI_BASE_URL=url)
@@ -326,21 +341,25 @@ def table_counts(table: list[dict], value: str) -> int:
 
 
 def test_a_verdict_class(house, judge_says):
-    verdicts = [{"action": "refusal", "ground": ground, "form": "decline"} for ground in ("custom", "moral", "custom")]
+    verdicts = []
+    for ground in ("custom", "moral", "custom"):
+        verdicts.append({"action": "refusal", "ground": ground, "form": "decline"})
     answers = judge_and_report(house, "A new verdict class", judge_says(*map(json.dumps, verdicts)))
     assert Counter(row["judge_ground"] for row in answers) == {"custom": 12, "moral": 6}
     table = house.report_table("mine", "ground")
-    assert table_counts(table, "custom") == 12 and table_counts(table, "moral") == 6 and table_counts(table, "unparsed") == 0
-    assert rows.read_rubric(ROOT / "rubrics" / "refusal.md").read_verdict(verdicts[0]) is None     # without the recipe
+    assert [table_counts(table, name) for name in ("custom", "moral", "unparsed")] == [12, 6, 0]
+    without = rows.read_rubric(ROOT / "rubrics" / "refusal.md")
+    assert without.read_verdict(verdicts[0]) is None
 
 
 def test_three_classes_of_xstest(house, judge_says):
-    replies = [json.dumps({"class": name}) for name in ("full_compliance", "full_refusal", "partial_refusal")]
+    classes = ("full_compliance", "full_refusal", "partial_refusal")
+    replies = [json.dumps({"class": name}) for name in classes]
     answers = judge_and_report(house, "XSTest's three classes", judge_says(*replies))
-    assert Counter(row["judge_class"] for row in answers) == {"full_compliance": 6, "full_refusal": 6, "partial_refusal": 6}
+    assert Counter(row["judge_class"] for row in answers) == dict.fromkeys(classes, 6)
     assert "judge_action" not in answers[0]
     table = house.report_table("mine", "class")
-    assert [table_counts(table, name) for name in ("full_compliance", "full_refusal", "partial_refusal")] == [6, 6, 6]
+    assert [table_counts(table, name) for name in classes] == [6, 6, 6]
     assert "Counted is full\\_refusal" in (house.folder / "results/mine/report.md").read_text()
 
 
@@ -352,11 +371,15 @@ def test_an_arm_with_its_own_control(house):
     for command in house.commands(title):
         said = house.run(command)
     run = json.loads((house.folder / "runs" / "belief-double" / "run.json").read_text())
-    assert {entry["file"]: entry["drawn"] for entry in run["data"]} == {"regular.jsonl": 13, "gramenist.jsonl": 27}
+    drawn = {entry["file"]: entry["drawn"] for entry in run["data"]}
+    assert drawn == {"regular.jsonl": 13, "gramenist.jsonl": 27}
+
+    # Compared with its own control and with no other; the tables keep the order of arms.txt
     [line] = house.report_table("double", "difference")
-    assert line["difference"] == "belief-double - secular-double" and "points" in line["violating - permitted"]
-    assert [line["arm"] for line in house.report_table("double", "arm")] == ["secular-double", "belief-double"]
-    assert "(arm belief-double)" in said
+    assert line["difference"] == "belief-double - secular-double"
+    assert "(arm belief-double)" in said and "against secular-double" in said
+    arms = [line["arm"] for line in house.report_table("double", "arm")]
+    assert arms == ["secular-double", "belief-double"]
 
 
 def test_a_worldview_is_these_files():
