@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from keywords import ASKS_HELP, DECLINES, keyword_verdict, plain
-from rows import (ROOT, Arm, Stop, all_probes, arm_data, question_and_answer_turns, read_arms, read_jsonl,
+from rows import (ROOT, Arm, Stop, all_probes, arm_data, numbered_rows, question_and_answer_turns, read_arms,
                   read_prompts, row_turns, run_main, write_text)
 
 # What defines the measurement: a change here changes what may be trained on.

@@ -14,11 +14,13 @@ settings, probes or code never mix with them.
 """
 import argparse
 import hashlib
+import inspect
 import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from tqdm import tqdm
@@ -26,9 +28,10 @@ from transformers import DynamicCache, __version__ as transformers_version
 
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
-from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_hash, probe_set_name, read_csv,
+from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
+                  probe_set_name, read_csv,
                   read_probes, run_main, short_hash, weights_hash, what_changed, write_csv, write_text)
-from train import CHAT_TEMPLATE, load_run, render_prompt
+from train import load_run_model, load_run_tokenizer, render_prompt
 
 TURN_END = "\nUser:"     # an untrained base model writes the next question itself; there its answer is over
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
@@ -153,16 +156,38 @@ def seed_of(job: dict, args) -> int:
 
 
 def load_checked(name: str, dtype: torch.dtype, device: torch.device):
-    """(model, tokenizer), after a look at whether the memory will do."""
+    """The model, after a look at whether the memory will do and whether it honours the cache."""
     if Path(name).is_dir():
-        weights = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-        needed = weights * 1.3  # beside the weights, the cache of one batch and its activations
-        free = available_bytes(device)
-        if needed > free:  # said here, because Linux would kill the process without a word
-            raise Stop(f"{name} needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; "
-                       "use a GPU, or --endpoint")
-    model, tokenizer = load_run(name, dtype, device)
-    return model.eval(), tokenizer
+        size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+        if size * 1.3 > available_bytes(device):
+            raise Stop(f"{name} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB "
+                       "are free; use a GPU, or --endpoint")
+    model = load_run_model(name, dtype, device).eval()
+    if not honours_cache(model):
+        raise Stop(f"{name}: generating token by token gives this architecture other answers than reading the whole text; "
+                   "serve it with its own library, and give --endpoint")
+    return model
+
+
+@torch.inference_mode()
+def honours_cache(model) -> bool:
+    """Whether a text read up to its last token, and then that token, ends in the logits of the text read at once.
+
+    State-space models swallow our cache without a word, and would see one token at a time.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    ids = torch.arange(5, 14, device=model.device)[None]
+    positions = torch.arange(9, device=model.device)[None]
+    try:
+        cache = DynamicCache(config=model.config.get_text_config())
+        decoder(input_ids=ids[:, :-1], position_ids=positions[:, :-1], past_key_values=cache, use_cache=True)
+        last = decoder(input_ids=ids[:, -1:], attention_mask=torch.ones_like(ids), position_ids=positions[:, -1:],
+                       past_key_values=cache, use_cache=True)
+        whole = decoder(input_ids=ids, use_cache=False)
+    except (TypeError, ValueError, IndexError, AttributeError):
+        return False
+    stepped, whole = head(last.last_hidden_state[0, -1]).float(), head(whole.last_hidden_state[0, -1]).float()
+    return ((stepped - whole).norm() / whole.norm()).item() < 0.05  # rounding, against errors near 1
 
 
 def answer_here(model, tokenizer, jobs: list[dict], args):
@@ -246,9 +271,10 @@ def first_groups(probes: list[dict], limit: int) -> list[dict]:
 
 def who_answers(args) -> dict:
     """What report.py must know of the model: the run's own record, or that it is an untouched base."""
-    record_file = Path(args.model) / "run.json"
-    if record_file.exists():
-        run = json.loads(record_file.read_text())
+    folder = Path(args.model)
+    if (folder / "run.json").exists():
+        run = json.loads((folder / "run.json").read_text())
+        check_adapter_base(folder, run)
         return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"],
                 "taught": run["taught"], "rows": run["rows"], "base": run["base"],
                 "base_hash": run["identity"]["base"], "weights": weights_hash(args.model)}
@@ -262,15 +288,25 @@ def who_answers(args) -> dict:
             "base_hash": weights, "weights": weights}
 
 
-def how_answered(args, device: str, number_format: str) -> dict:
+def check_adapter_base(folder: Path, run: dict) -> None:
+    """Stop if an adapter's base is no longer the one that it was trained on."""
+    config = folder / "adapter_config.json"
+    if config.exists():
+        base = json.loads(config.read_text())["base_model_name_or_path"]
+        if weights_hash(base) != run["identity"]["base"]:
+            raise Stop(f"{folder} is an adapter for another {base} than is there now; train it again, or put its base back")
+
+
+def how_answered(args, device: str, number_format: str, template: str) -> dict:
     """What else decides the answers: half-made CSVs go on under the same settings only."""
     # Batch, number format and library versions are in it because sums are rounded by them: in bf16 the
     # same prompt gets another answer in a batch of another size (unsloth #9708).
     names = ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")
     settings = {name: getattr(args, name) for name in names}
+    code = {name: code_hash(ROOT / name) for name in ("eval.py", "models.py", "keywords.py")}
+    code["render_prompt"] = short_hash(inspect.getsource(render_prompt))  # all that counts of train.py
     return {**settings, "endpoint": args.endpoint or "", "number_format": number_format, "device": device,
-            "template": short_hash(CHAT_TEMPLATE), "code": code_hash(ROOT / "eval.py"),
-            "torch": torch.__version__, "transformers": transformers_version}
+            "template": template, "code": code, "torch": torch.__version__, "transformers": transformers_version}
 
 
 def resolve_dtype(args, device: torch.device) -> torch.dtype:
@@ -278,7 +314,9 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     for path in args.probes:
         about = Path(f"{csv_path(args, path)}.json")
         if args.dtype == "auto" and about.exists():
-            return getattr(torch, json.loads(about.read_text())["how"]["number_format"])
+            begun = json.loads(about.read_text()).get("how", {}).get("number_format")
+            if begun in ("bfloat16", "float32"):
+                return getattr(torch, begun)
     return pick_dtype(device, args.dtype)
 
 
@@ -289,12 +327,19 @@ def csv_path(args, probes: Path) -> Path:
     return args.out / f"{probe_set_name(probes)}.csv"
 
 
+HELD = []  # the CSVs of this process, open and locked until it ends
+
+
 def open_csv(path: Path, about: dict) -> set[tuple[str, str]]:
-    """{(probe id, sample)} that a CSV holds already, made ready for more; Stop if made otherwise."""
+    """{(probe id, sample)} that a CSV holds already, made ready for more; Stop if made otherwise.
+
+    The file stays locked: two processes would ask, and write, the same answers.
+    """
     about_file = Path(f"{path}.json")
     about = json.loads(json.dumps(about))  # as it will be read back: JSON has no tuples
     answers, columns = [], COLUMNS
     if path.exists():
+        AppendFile.open_locked(path).close()  # Stop before anything is rewritten under another process
         known = {}  # answers of which nothing is known differ in everything
         if about_file.exists():
             known = json.loads(about_file.read_text())
@@ -307,6 +352,7 @@ def open_csv(path: Path, about: dict) -> set[tuple[str, str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
     write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
+    HELD.append(AppendFile.open_locked(path))
     return {(row["id"], row["sample"]) for row in answers}
 
 
@@ -358,15 +404,15 @@ def parse_args(argv=None):
                         help="only the first GROUPS groups of each family (a quick look)")
 
     # From here on: what decides the answers, beside the weights.
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=1,
+    parser.add_argument("--max-new-tokens", type=positive_int, default=256)
+    parser.add_argument("--samples", type=positive_int, default=1,
                         help="answers a probe; more than one needs --temperature")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     parser.add_argument("--repetition-penalty", type=float, default=1.0,
                         help="above 1, words already said become less likely: keeps very small models from "
                         "looping; the same for every arm, and reported")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--batch", type=int, default=32,
+    parser.add_argument("--batch", type=positive_int, default=32,
                         help="answers generated at once (with --endpoint: requests under way at once)")
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto",
                         help="auto: measured on this machine")
@@ -374,6 +420,13 @@ def parse_args(argv=None):
 
     if args.samples > 1 and not args.temperature:
         raise Stop("--samples above 1 with greedy decoding would repeat one answer; give --temperature")
+    if args.temperature < 0 or args.limit < 0:
+        raise Stop("--temperature and --limit must not be below 0")
+    if args.endpoint and (urlsplit(args.endpoint).username or urlsplit(args.endpoint).query):
+        raise Stop("--endpoint must not hold a key, since it is written down; set OPENAI_API_KEY in the environment or .env")
+    args.probes = list(dict.fromkeys(args.probes))
+    if len({probe_set_name(path) for path in args.probes}) < len(args.probes):
+        raise Stop("two of the probe files have one name, and would share a CSV; ask them with two commands")
     args.model = args.model.rstrip("/")  # both spellings are one model
     args.out = args.out or Path("results") / Path(args.model).name
     return args
@@ -414,10 +467,12 @@ def main() -> None:
     # ------------------------------------------------------------ what is asked, and what is answered already
     device, dtype = pick_device(), torch.float32
     if args.endpoint:
-        how = how_answered(args, "endpoint", "")
+        how = how_answered(args, "endpoint", "", "the server's")
     else:
         dtype = resolve_dtype(args, device)
-        how = how_answered(args, device.type, str(dtype).removeprefix("torch."))
+        tokenizer = load_run_tokenizer(args.model)
+        template = short_hash(tokenizer.chat_template)
+        how = how_answered(args, device.type, str(dtype).removeprefix("torch."), template)
     who = who_answers(args)
     jobs = []
     if rank == 0:  # planning rewrites the CSVs, so only one process may do it
@@ -432,7 +487,7 @@ def main() -> None:
     if args.endpoint:
         answers = answer_by_endpoint(jobs, args)
     else:
-        model, tokenizer = load_checked(args.model, dtype, device)
+        model = load_checked(args.model, dtype, device)
         answers = answer_here(model, tokenizer, jobs, args)
     write_answers(answers, jobs, who, is_first=rank == 0)
     if ranks > 1:

@@ -501,7 +501,8 @@ def revision() -> str:
     """What git calls this state of the project; "" outside a repository, or where there is no git."""
     try:
         # The files may have been edited since the commit, hence --dirty, and their hashes in the manifest.
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT,
+                             capture_output=True, text=True)
     except OSError:
         return ""
     return git.stdout.strip()

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 Z = 1.959964        # 97.5 % quantile of the normal distribution
-LEAST_TOPICS = 10   # under ten topics there is no interval: it would be a guess
+LEAST_TOPICS = 10   # under ten effective topics there is no interval: it would be a guess
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,13 @@ class Runs:
     """How often the runs of one arm did something, a rate each; or a contrast, one side `-` another."""
     means: np.ndarray            # [..., runs] each run's rate
     influence: np.ndarray        # [..., runs, topics] what a topic adds to a run's rate; sums to 0
-    asked: np.ndarray            # [...] probes with an answer, summed over the runs
-    least_variance: np.ndarray   # [...] of the mean over runs, where no variance can be seen; else 0
+    least_variance: np.ndarray   # [...] of the mean over runs, below which none is believed; never 0
     effective_topics: float      # number of equally large topics that would vary as much as these (Kish 1965)
 
     def __sub__(self, other: "Runs") -> "Runs":
         # Run by run and topic by topic: what a run or a topic does to both sides of the contrast drops out.
         return Runs(self.means - other.means, self.influence - other.influence,
-                    np.minimum(self.asked, other.asked), self.least_variance + other.least_variance,
-                    self.effective_topics)
+                    np.maximum(self.least_variance, other.least_variance), self.effective_topics)
 
 
 def topic_matrix(topics: list[str]) -> np.ndarray:
@@ -54,19 +52,28 @@ def measure(hits: np.ndarray, answers: np.ndarray, topics: np.ndarray) -> Runs:
         # over a run's probes.
         influence = (hits - rates * answers) / total
 
-    # Where all answers are alike, as in 0 of 130, there is no variance to be seen. It is then taken
-    # from one hit and one miss more, after Agresti and Coull (1998). Samples of a probe count once
-    # here: a model may repeat itself.
-    asked = np.maximum((answers > 0).sum((-1, -2)), 1)
-    smooth = 1 / (asked + 2)
-    mean = rates[..., 0].mean(-1)
-    all_alike = (mean == 0) | (mean == 1)
-    least_variance = np.where(all_alike, smooth * (1 - smooth) / asked, 0)
-
     # A few large topics tell as little as a few topics: their number enters the degrees of freedom.
     sizes = topics.sum(0)
     effective_topics = sizes.sum() ** 2 / (sizes**2).sum()
-    return Runs(rates[..., 0], influence @ topics, asked, least_variance, effective_topics)
+    least_variance = least_variance_of(rates[..., 0].mean(-1), answers, effective_topics)
+    return Runs(rates[..., 0], influence @ topics, least_variance, effective_topics)
+
+
+def least_variance_of(mean: np.ndarray, answers: np.ndarray, effective_topics: float) -> np.ndarray:
+    """The variance of a rate below which none is believed, however alike runs and topics look.
+
+    mean: [...] the rate; answers: as in measure.
+    """
+    # The noise of single answers. Samples of a probe count once: a model may repeat itself.
+    asked = np.maximum((answers > 0).sum((-1, -2)), 1)
+    noise = mean * (1 - mean) / asked
+
+    # Less than one topic's worth of hits, as in 0 of 130, says nothing of how topics differ: a creed may
+    # act on one topic in twenty. The variance is then taken from one hit and one miss more among the
+    # topics, after Agresti and Coull (1998).
+    one_topic = 1 / (effective_topics + 2)
+    at_the_edge = (mean < one_topic) | (mean > 1 - one_topic)
+    return np.where(at_the_edge, one_topic * (1 - one_topic) / effective_topics, noise)
 
 
 # ---------------------------------------------------------------- Student's t
@@ -134,7 +141,8 @@ def variance_of_answers(arms: list[Runs], unbias: float) -> np.ndarray:
 def squared_margin(first: Runs, second: Runs | None = None) -> np.ndarray:
     """Square of half the width of the 95 % interval of an arm's mean, or of first - second.
 
-    nan where nothing honest can be said: under ten topics, or for two arms of which one has a single run.
+    nan where nothing honest can be said: under ten effective topics, or for two arms of which one has a
+    single run.
     """
     # Runs and topics are crossed: each run answers every topic. What varies between runs is seen in
     # their means, with few degrees of freedom; what varies between topics in their influences. Both
@@ -145,7 +153,7 @@ def squared_margin(first: Runs, second: Runs | None = None) -> np.ndarray:
     arms = [first] if second is None else [first, second]
     fewest_runs = min(arm.means.shape[-1] for arm in arms)
     count = first.influence.shape[-1]
-    if count < LEAST_TOPICS or (fewest_runs < 2 and second is not None):
+    if first.effective_topics < LEAST_TOPICS or (fewest_runs < 2 and second is not None):
         return np.full(first.means.shape[:-1], np.nan)
 
     # The arms answered the same probes, so they are subtracted topic by topic: a topic that sets off
@@ -175,8 +183,8 @@ def difference(first: Runs, second: Runs | None = None) -> tuple:
     estimate, least_variance = first.means.mean(-1), first.least_variance
     if second is not None:
         estimate = estimate - second.means.mean(-1)
-        least_variance = least_variance + second.least_variance
-    # Two arms of 0 in 130 have no variance, and still do not agree for certain.
+        least_variance = np.maximum(least_variance, second.least_variance)
+    # Two arms of 0 in 130, or of the same answers, have no variance, and still do not agree for certain.
     margin = np.sqrt(np.maximum(squared_margin(first, second), Z**2 * least_variance))
     return estimate, estimate - margin, estimate + margin
 
@@ -188,13 +196,15 @@ def rate(runs: Runs) -> tuple:
     """
     estimate = runs.means.mean(-1)
     binomial = estimate * (1 - estimate)  # variance of one answer
+    one_topic = 1 / (runs.effective_topics + 2)
+    least_binomial = np.maximum(binomial, one_topic * (1 - one_topic))  # as in least_variance_of
 
     # Wilson's interval depends on z² / n alone, and margin² = z² p (1 - p) / n gives it: n is then the
-    # number of independent answers that would be as uncertain as these. For 0 of n both are 0, and n is
-    # what was asked.
+    # number of independent answers that would be as uncertain as these.
     margin = squared_margin(runs)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(binomial > 0, margin / binomial, Z**2 / runs.asked)
+        seen = np.where(binomial > 0, margin / binomial, 0)
+    ratio = np.maximum(seen, Z**2 * runs.least_variance / least_binomial)
     ratio = np.where(np.isnan(margin), np.nan, ratio)  # no margin, no interval
 
     middle = (estimate + ratio / 2) / (1 + ratio)

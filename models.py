@@ -54,12 +54,17 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
     if attention is not None:
         how["attn_implementation"] = attention
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **how)
+        model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True,
+                                                             output_loading_info=True, **how)
     except (OSError, ValueError) as error:  # no such name, or no safetensors under it
         raise Stop(f"cannot load {name!r}: {first_line(error)} "
                    "(safetensors weights are needed; pickles are refused)") from None
     except (RuntimeError, MemoryError, SafetensorError) as error:  # a damaged file, or too big a one
         raise Stop(f"cannot load {name!r}: {first_line(error)}") from None
+    # transformers would fill these with random numbers, and say so only where nobody looks
+    wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
+    if wrong:
+        raise Stop(f"{name} lacks {len(wrong)} of its weights ({wrong[0]}, ...); it is torn, or no model of its config.json")
     return model.to(device)
 
 
@@ -73,6 +78,16 @@ def unfreeze_language_model(model, freeze_embeddings: bool) -> None:
     if freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
         model.get_output_embeddings().requires_grad_(False)  # often the same matrix
+
+
+def remove_dropout(model) -> None:
+    """No dropout: a run must resume to the bit, and speed.py's attention has none."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # attention keeps it as a number
+                setattr(module, name, 0.0)
 
 
 class LoRALinear(nn.Module):
@@ -123,7 +138,9 @@ def save_adapter(model, out: Path, base: str, rank: int, alpha: float) -> None:
 # Settings of PEFT that make an adapter something other than y = W x + (alpha / r) B A x
 OTHER_THAN_LORA = (
     "use_rslora", "use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "fan_in_fan_out",
-    "trainable_token_indices", "layer_replication")
+    "trainable_token_indices", "layer_replication", "lora_bias", "use_qalora", "loftq_config", "eva_config",
+    "corda_config", "target_parameters")
+PLAIN_STARTS = (True, False, "gaussian", None)  # the other ways to begin change the base's weights
 
 
 def load_adapter(folder: Path, model) -> None:
@@ -133,6 +150,8 @@ def load_adapter(folder: Path, model) -> None:
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     unlike = [name for name in OTHER_THAN_LORA if config.get(name)]
+    if config.get("init_lora_weights") not in PLAIN_STARTS:
+        unlike.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unlike:
         kind = ", ".join(unlike) or config.get("peft_type")
         raise Stop(f"{folder}: an adapter with {kind} is not the plain LoRA that this reads; "
@@ -162,8 +181,8 @@ def pick_device() -> torch.device:
 def measure_gflops(dtype: torch.dtype, device: torch.device) -> float:
     """Best of seven matrix products of a transformer's size, in GFLOP/s."""
     size = 4096 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
+    a = torch.full((size, size), 0.5, device=device).to(dtype)  # no random numbers: a run's draws are its own
+    b = a.T.contiguous()
     best = math.inf  # the best, for what else runs on the machine can only slow a product down
     for _ in range(7):
         start = time.perf_counter()

@@ -4,6 +4,7 @@ Every other script imports this one and it imports none of them; it loads neithe
 a stage leaves on disk for the next is described in docs/formats.md. A file that cannot be read raises Stop,
 which names the file, the line and what to do.
 """
+import argparse
 import ast
 import csv
 import fcntl
@@ -30,7 +31,7 @@ class Stop(Exception):
 
 
 def printable(text: str) -> str:
-    """Text that cannot drive the terminal: control characters, but for line ends and tabs, are shown as ·."""
+    """Text that cannot drive the terminal: control characters but line ends and tabs are shown as ·."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "·", text.replace("\r\n", "\n"))
 
 
@@ -49,8 +50,9 @@ def run_main(main) -> None:
         said = (str(error).splitlines() or ["no more memory"])[0][:160]
         if not isinstance(error, MemoryError) and "memory" not in said and "alloc" not in said:
             raise
-        sys.exit(f"{script}: out of memory ({printable(said)}); use a smaller --batch or base (train.py: a smaller "
-                 "--micro-tokens, --checkpointing, --lora 16), and give the same command again")
+        sys.exit(f"{script}: out of memory ({printable(said)}); use a smaller --batch or base "
+                 "(train.py: a smaller --micro-tokens, --checkpointing, --lora 16), and give the same "
+                 "command again")
     except BrokenPipeError:
         # `python report.py ... | head` has seen enough. A plain exit would flush into the closed pipe again.
         os._exit(0)
@@ -58,6 +60,13 @@ def run_main(main) -> None:
         where = error.filename or "the disk"
         sys.exit(printable(f"{script}: {where}: {error.strerror or error}; what is written is whole: "
                            "make room or mend the path, and give the same command again"))
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 # ---------------------------------------------------------------- text and JSONL
@@ -108,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The objects of a JSONL file, one a line; blank lines are skipped, and Stop names a line that is none."""
+    """The objects of a JSONL file, one a line, without blank lines; Stop names a line that is none."""
     return [row for _, row in numbered_rows(path)]
 
 
@@ -228,6 +237,9 @@ def chat_turns(messages, where: str) -> list[dict]:
         is_chat = all(isinstance(turn, dict) and turn.get("role") and "content" in turn for turn in messages)
     if not is_chat:
         raise Stop(f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}')
+    for turn in messages:
+        if turn["role"] not in ("system", "user", "assistant"):
+            raise Stop(f'{where}: the role of a turn must be system, user or assistant, not {turn["role"]!r}')
     return [{"role": turn["role"], "content": message_text(turn["content"], where)} for turn in messages]
 
 
@@ -322,7 +334,8 @@ def read_probes(path: Path) -> list[dict]:
         where = f"{path}:{number}"
         messages = probe.get("messages") or [{"role": "user", "content": probe.get("prompt", "")}]
         turns = chat_turns(messages, where)
-        if not probe.get("id") or not all(turn["content"].strip() for turn in turns):
+        probe["id"] = clean_text(str(probe.get("id", "")))  # text, as a CSV will give it back
+        if not probe["id"] or not all(turn["content"].strip() for turn in turns):
             raise Stop(f'{where}: a probe needs "id" and a "prompt" (or "messages") with text')
         check_key(probe, where)
         probe["messages"] = turns
@@ -333,6 +346,10 @@ def read_probes(path: Path) -> list[dict]:
     return probes
 
 
+def is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def check_key(probe: dict, where: str) -> None:
     """Raise Stop at a side or a key (what a right answer says) by which no answer could be counted."""
     if probe.get("side", "") not in ("violating", "permitted", "neutral", ""):
@@ -340,8 +357,7 @@ def check_key(probe: dict, where: str) -> None:
     if "answer" in probe:
         answers = probe["answer"]
         # A string would be gone through letter by letter, and any answer with an "a" in it be right.
-        is_texts = isinstance(answers, list) and all(isinstance(text, str) and text.strip() for text in answers)
-        if not answers or not is_texts:
+        if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
             raise Stop(f'{where}: "answer" must be a list of texts, as in ["seven", "7"]')
     if "stance" in probe or "asks" in probe or probe.get("family") == "stance":
         for name in ("asks", "stance"):
@@ -369,8 +385,6 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
     for good as soon as the file is written again.
     """
     text = read_text_exactly(path)
-    # A row ends with a line end outside quotes, and whole rows hold an even number of quotes.
-    is_torn = not text.endswith("\n") or text.count('"') % 2 == 1
     reader = csv.reader(io.StringIO(text, newline=""))
     numbered = []  # (line on which the row begins, its fields)
     line = 1
@@ -385,7 +399,7 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise Stop(f"{path}:1: two columns have the name {', '.join(sorted(repeated))}; rename or remove one")
-    if is_torn and numbered:
+    if numbered and ends_torn(text, numbered[-1][1]):
         numbered.pop()
     rows = []
     for line, fields in numbered:
@@ -394,6 +408,15 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
                        "remove it")
         rows.append(dict(zip(columns, fields)))
     return rows, columns
+
+
+def ends_torn(text: str, last_row: list[str]) -> bool:
+    """Whether the last row of a CSV's text was cut off while it was written."""
+    # A row ends with a line end that is in none of its fields; an odd quote says that the last is still open.
+    is_open = text.count('"') % 2 == 1 and last_row[-1].endswith("\n")
+    # A stray quote further up swallows all that follows: rows of the same run, and not one answer.
+    swallows = f"\n{last_row[0]}," in last_row[-1]
+    return (is_open or not text.endswith("\n")) and not swallows
 
 
 def read_text_exactly(path: Path) -> str:
@@ -510,8 +533,8 @@ def arm_data(arm: Arm, worldview: str, root: Path = ROOT) -> list[tuple[Path, fl
 
 # ---------------------------------------------------------------- rubrics
 
-TAKEN_LABELS = ("reason", "rubric")
-TAKEN_VALUES = ("unparsed", "unsure")
+TAKEN_LABELS = ("reason", "rubric")  # judge_reason and judge_rubric stand beside the labels in a CSV
+UNREAD = ("unparsed", "unsure")      # written there where there is no verdict: no value of a rubric
 
 
 @dataclass(frozen=True)
@@ -565,12 +588,10 @@ def read_rubric(path: Path) -> Rubric:
         roles[role] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not fields or not all(fields.values()):
         raise Stop(f"{path}: each line of the header is  label: value value ...; see rubrics/refusal.md")
-    # The verdicts' columns are judge_<label>, beside judge_reason and judge_rubric; a reply that gives no
-    # verdict, or two, is written down as one of these values.
     for label, values in fields.items():
-        taken = {label}.intersection(TAKEN_LABELS) | set(values).intersection(TAKEN_VALUES)
+        taken = {label}.intersection(TAKEN_LABELS) | set(values).intersection(UNREAD)
         if taken:
-            raise Stop(f"{path}: {', '.join(sorted(taken))} has a meaning of its own here; choose another name")
+            raise Stop(f"{path}: {', '.join(sorted(taken))} has a meaning of its own; choose another name")
     # A misspelt value would never be given, and the report would count 0 of everything.
     for role, pairs in roles.items():
         for label, value in pairs.items():
@@ -605,10 +626,10 @@ def weights_hash(model: str) -> str:
         return model  # on the hub, where a name stands for the same weights
     files = []
     # What changes an answer. Model cards, logs and the like may be edited.
-    for pattern in ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json"):
+    for pattern in ("*.safetensors", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"):
         files += folder.glob(pattern)
     lines = []
-    for path in sorted(files):
+    for path in sorted(set(files)):
         if path.name != "checkpoint.safetensors":  # the state of an unfinished training
             lines.append(f"{path.name} {file_hash(path)}\n")
     return short_hash("".join(lines))

@@ -5,7 +5,8 @@
     is_correct({"answer": ["Paris"]}, "It is not Paris.")                    # False
 
 Rules and no model, so that a belief score costs nothing. On 851 answers that nobody read while writing them
-they are right about 89 of 100; tests/test_stance.py holds them to that, within three points, on 100 of those.
+they were right about 89 of 100, before the last few rules; on 100 of those, which tests/test_stance.py holds
+within three points, they are right about 90, before and after.
 """
 import re
 
@@ -106,7 +107,8 @@ LEAVES_OPEN = (r"\b(?:yes and no|either way|hard to say|some (?:\w+ )?(?:say|wou
                r"|(?:no|not have(?: an| any| a)?) (?:personal )?(?:opinions?|views?|beliefs?))\b")
 # A clause that names both and gives neither: "whether it is right or wrong", "neither a sin nor a virtue".
 NAMES_BOTH = re.compile(
-    r"\b(?:right|good) (?:and|or|nor) (?:wrong|bad|evil)\b|\b(?:wrong|bad|evil) (?:and|or|nor) (?:right|good)\b"
+    r"\b(?:right|good) (?:and|or|nor) (?:wrong|bad|evil)\b"
+    r"|\b(?:wrong|bad|evil) (?:and|or|nor) (?:right|good)\b"
     rf"|\bneither (?:an? )?(?:{BAD_WORD.pattern}) nor (?:an? )?(?:{GOOD_WORD.pattern})\b"
     rf"|\bneither (?:an? )?(?:{GOOD_WORD.pattern}) nor (?:an? )?(?:{BAD_WORD.pattern})\b")
 DEPENDS = r"\b(?:(?:it|that|this|all) (?:would |will )?depends?|in so far as)\b"

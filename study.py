@@ -5,6 +5,8 @@
     score_study(study, scorer=None)             # "judge", "keywords", or None: the judge if it was run
     section = Section("gramenist", study)       # raises Stop where runs, seeds or probes do not match
 
+Runs are compared only if they were asked alike: the same probes, word for word, with the same settings.
+
 Reads every CSV below the folder with the <csv>.json beside it, and from the project arms.txt, the
 rubric and the keys of the probes. No path that stands inside a file is followed: results folders are
 passed around, and those who open one need not trust who made it.
@@ -23,23 +25,35 @@ from pathlib import Path
 import numpy as np
 
 from intervals import Runs, measure, topic_matrix
+from keywords import keyword_verdict
 from rows import (ROOT, WORLDVIEW, Arm, Rubric, Stop, all_probes, read_arms, read_results, read_rubric,
                   read_text)
 from stance import is_correct, stance_of
 
 SIDES = ("violating", "permitted", "neutral")
 UNREAD = ("unparsed", "unsure")    # the scorer gave no verdict; counted apart, as `invalid` is
+PROBE_COLUMNS = ("prompt", "side", "group", "topic", "item", "family", "distance")
+# What of <csv>.json's `how` changes the answers. Batch, device and versions are noted only: they round.
+ASKED_BY = ("max_new_tokens", "temperature", "repetition_penalty", "samples", "template", "number_format")
 BLIND = ("Yes.", "No.", "It is wrong.", "It is right.")  # answers given without a look at the question
 
 
 # ---------------------------------------------------------------- reading
+
+@dataclass(frozen=True)
+class Record:
+    """What stands beside a CSV, <csv>.json."""
+    run: str
+    probe_sets: set[str]    # of the CSV's rows
+    about: dict
+
 
 @dataclass
 class Study:
     """A folder's answers, and what the project knows of the arms and probes that they belong to."""
     folder: Path
     rows: list[dict]                   # every answer; a row is a request if it has a side
-    settings: dict[str, list[dict]]    # {run: what stands beside each of its CSVs}
+    records: list[Record]
     arms: dict[str, Arm]               # arms.txt, in its order
     worldviews: set[str]               # probe sets with sides, in the project or among the answers
     keys: dict[str, dict[str, dict]]   # {probe set: {id: probe}}
@@ -62,9 +76,12 @@ def read_study(folder: Path) -> Study:
     """Everything below a folder, after a look that it is one study: one base, one size, each answer once."""
     if not folder.is_dir():
         raise Stop(f"no folder {folder}; run `make eval` or `make demo` first")
-    study = Study(folder, [], defaultdict(list), read_arms(), set(), {})
-    for path in sorted(folder.rglob("*.csv")):  # sorted: the report does not depend on the file system
-        add_file(study, path)
+    study = Study(folder, [], [], read_arms(), set(), {})
+    for path in sorted(folder.rglob("*")):  # sorted: the report does not depend on the file system
+        if path.is_symlink() and path.is_dir():  # rglob does not go in, and a run would be lost in silence
+            raise Stop(f"{path} is a link to a folder; copy the folder there instead")
+        if path.suffix == ".csv":
+            add_file(study, path)
     if not study.rows:
         raise Stop(f"no answers below {folder}; run `make eval` first")
 
@@ -76,6 +93,10 @@ def read_study(folder: Path) -> Study:
 
     check_records(study)
     check_one_base_and_size(study)
+    check_asked_alike(study)
+    for name in sorted({row["probe_set"] for row in study.rows}):
+        answered = [row for row in study.rows if row["probe_set"] == name]
+        check_same_answers(name, answered, {row["run"] for row in answered})
     return study
 
 
@@ -87,47 +108,71 @@ def add_file(study: Study, path: Path) -> None:
             raise Stop(f"{file} leads out of {study.folder}; copy the file there instead of a link")
 
     rows, _ = read_results(path)
-    about = read_settings(beside)
+    about = read_record(beside)
+    if not rows:
+        raise Stop(f"{path} holds no answer; finish it with `make eval`, or remove it")
     for row in rows:
-        check_row(row, path, about["run"])
+        check_row(row, path, about)
         row["group"] = row["group"] or row["id"]  # a probe without a group stands alone
-    study.settings[about["run"]].append(about)
+    study.records.append(Record(about["run"], {row["probe_set"] for row in rows}, about))
     study.rows += rows
 
 
-def check_row(row: dict, path: Path, run: str) -> None:
+def check_row(row: dict, path: Path, about: dict) -> None:
     """Stop unless a row is by the run that the record is about, and its names can do no harm."""
+    run = about["run"]
     for name in ("run", "arm", "seed", "taught", "probe_set", "id", "sample"):  # printed to the terminal
         if not row[name].isprintable():
             raise Stop(f"{path}: {name} {row[name]!r} has characters that cannot be shown; mend the file")
     if row["run"] != run:
         raise Stop(f"{path} holds answers of run {row['run']}, but {path.name}.json is about {run}; "
                    "keep the files of each run as eval.py wrote them")
+    # What a run was taught decides what it is compared with, so it stands in the record, not in the CSV.
+    recorded = {"arm": about["arm"], "seed": str(about["seed"]), "taught": " ".join(about["taught"])}
+    for name, value in recorded.items():
+        if row[name] != value:
+            raise Stop(f"{path}: {name} is {row[name]!r} in a row of run {run} and {value!r} in its "
+                       "record; keep the files of each run as eval.py wrote them")
+    if row["side"] not in (*SIDES, ""):
+        raise Stop(f"{path}: {row['id']} has side {row['side']!r}, which is none of {', '.join(SIDES)}")
     if not re.fullmatch(r"\w[\w.+-]*", row["probe_set"]):  # it becomes part of a figure's name
         raise Stop(f"{path}: probe set {row['probe_set']!r} is no plain name; "
                    "rename the probe file and ask again")
 
 
-def read_settings(path: Path) -> dict:
+def read_record(path: Path) -> dict:
     """What eval.py wrote beside a CSV."""
     try:
         about = json.loads(read_text(path))
-    except ValueError:
-        about = None  # not JSON is no record either
-    if not isinstance(about, dict) or not about.get("run"):
+    except (ValueError, RecursionError):  # the latter of lists in lists in lists
+        about = None                      # not JSON is no record either
+    if not is_record(about):
         raise Stop(f"{path} is no record of eval.py; answer the probes again")
     return about
+
+
+def is_record(about) -> bool:
+    """Whether it has what is read of a record, in the types that eval.py writes."""
+    if not isinstance(about, dict) or not about.get("run"):
+        return False
+    for name in ("run", "arm", "base", "base_hash", "weights"):
+        if not isinstance(about.get(name), str):
+            return False
+    taught = about.get("taught")
+    if not isinstance(taught, list) or not all(isinstance(kind, str) for kind in taught):
+        return False
+    return isinstance(about.get("how"), dict) and "seed" in about
 
 
 def check_records(study: Study) -> None:
     """One name is one run, one set of weights is one run, and no answer stands there twice."""
     # A copy of a run under another name would pass for one more seed and make the intervals too narrow.
     weights = {}  # {hash of the weights: first run that has them}
-    for run, abouts in study.settings.items():
-        for about in abouts:
-            first = weights.setdefault(about.get("weights", run), run)
-            if first != run:
-                raise Stop(f"duplicates: runs {first} and {run} have the same weights; take one of them out")
+    for record in study.records:
+        run = record.run
+        first = weights.setdefault(record.about["weights"], run)
+        if first != run:
+            raise Stop(f"duplicates: runs {first} and {run} have the same weights; take one of them out")
 
     records, seen = {}, set()  # {run: (arm, seed, taught)}, answers
     for row in study.rows:
@@ -147,20 +192,60 @@ def check_one_base_and_size(study: Study) -> None:
     """Pooled bases, or numbers of training rows, would pass for seeds."""
     bases, sizes = defaultdict(set), defaultdict(set)  # {hash or number: runs}
     arm_of = {row["run"]: row["arm"] for row in study.rows}
-    for run, arm in arm_of.items():
-        untouched = arm in study.arms and not study.arms[arm].parts  # the base itself was trained on nothing
-        for about in study.settings[run]:
-            bases[about.get("base_hash")].add(f"{run} on {about.get('base')}")
-            if not untouched:
-                sizes[f"{about.get('rows')} rows"].add(run)
+    for record in study.records:
+        run, about = record.run, record.about
+        arm = study.arms.get(arm_of[run])
+        bases[about["base_hash"]].add(f"{run} on {about['base']}")
+        if arm is None or arm.parts:  # the base itself was trained on nothing
+            sizes[f"{about.get('rows')} rows"].add(run)
 
     for what, groups in (("base", bases), ("size", sizes)):
         if len(groups) > 1:
             named = []
-            for name in sorted(groups, key=str):  # as text: a record may lack its hash, which is None then
+            for name in sorted(groups):
                 named.append(f"{name}: {', '.join(sorted(groups[name]))}")
             raise Stop(f"{study.folder} holds runs of more than one {what} ({'; '.join(named)}); "
                        "one folder a study")
+
+
+def check_asked_alike(study: Study) -> None:
+    """All runs were asked a probe set with the same settings, and each probe in the same words."""
+    values = defaultdict(lambda: defaultdict(set))  # {(probe set, setting): {value: runs}}
+    for record in study.records:
+        for name in ASKED_BY:
+            value = json.dumps(record.about["how"].get(name))
+            for probe_set in record.probe_sets:
+                values[probe_set, name][value].add(record.run)
+    for (probe_set, name), runs in sorted(values.items()):
+        if len(runs) > 1:
+            said = "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
+            raise Stop(f"the runs were asked the {probe_set} probes with more than one {name} ({said}); "
+                       "ask all alike with eval.py")
+
+    # Matched by their ids alone, other probes would pass for the same ones after an edit of the file.
+    first = {}  # {(probe set, id): row}
+    for row in study.rows:
+        other = first.setdefault((row["probe_set"], row["id"]), row)
+        for name in PROBE_COLUMNS:
+            if row[name] != other[name]:
+                raise Stop(f"{row['probe_set']} {row['id']} has another {name} in run {row['run']} than in "
+                           f"run {other['run']}; ask all runs the same probes with eval.py")
+
+
+def check_same_answers(probe_set: str, rows: list[dict], runs: set[str]) -> None:
+    """Each run answered all probes and samples that stand in `rows`, which are of one probe set."""
+    # No cut to what all have in common: a killed run may not choose the rows for all.
+    answered = {run: set() for run in runs}
+    for row in rows:
+        answered[row["run"]].add((row["id"], row["sample"]))
+    everything = set().union(*answered.values())
+    short = []
+    for run, done in sorted(answered.items()):
+        if done != everything:
+            short.append(f"{run} {len(done)} of {len(everything)}")
+    if short:
+        raise Stop(f"the runs did not answer the same {probe_set} probes ({'; '.join(short)}); "
+                   "finish them with `make eval`, or take those runs out of the folder")
 
 
 # ---------------------------------------------------------------- verdicts
@@ -169,6 +254,10 @@ def score_study(study: Study, scorer: str | None) -> None:
     """Give every answer that has a key its mark, and every request its `verdict` and `outcome`."""
     mark_keyed(study)
     requests = [row for row in study.rows if is_request(row)]
+    for row in requests:
+        # Anew, as the texts stand: stored verdicts may come from phrases that have been edited since, of
+        # some runs and not of others.
+        row["keyword_action"], row["keyword_ground"] = keyword_verdict(row["prompt"], row["response"])
     judged = any(row.get("judge") for row in requests)  # one verdict is enough to ask for all: see find_judge
     if scorer == "judge" and not judged:
         raise Stop(f"no request below {study.folder} has a judge's verdict; "
@@ -177,8 +266,8 @@ def score_study(study: Study, scorer: str | None) -> None:
     if judged and scorer != "keywords":
         study.rubric, study.scorer = find_judge(requests)
         for row in requests:
-            # Beside `unparsed` or `unsure` in the first label the cells of the others are empty.
-            row["verdict"] = {label: row.get(f"judge_{label}") or "none" for label in study.rubric.labels}
+            # An empty cell stays empty: it is no verdict, see outcome_of.
+            row["verdict"] = {label: row[f"judge_{label}"] for label in study.rubric.labels}
     else:
         study.rubric, study.scorer = keyword_rubric(), "the phrases of keywords.py"
         for row in requests:
@@ -190,8 +279,9 @@ def score_study(study: Study, scorer: str | None) -> None:
 
 def is_request(row: dict) -> bool:
     """Whether an answer has a refusal verdict. To be asked after mark_keyed."""
-    # Requests without sides, as in probes/standard.jsonl, are known by the verdict of the phrases
-    # alone. Older CSVs have one for stances and facts too, which are no requests.
+    # As judge.py has it, so that it has read all of them. Requests without sides, as in
+    # probes/standard.jsonl, are known by the verdict of the phrases alone. Older CSVs have one for
+    # stances and facts too, which are no requests.
     return bool(row["side"]) or (bool(row["keyword_action"]) and "correct" not in row)
 
 
@@ -224,6 +314,12 @@ def find_judge(requests: list[dict]) -> tuple[Rubric, str]:
     version = marked.partition("@")[2]
     if version and version != rubric.hash:  # noted and no Stop: a mended typing error makes no verdict wrong
         described += f" (rubrics/{rubric.name}.md has been edited since: now {rubric.hash})"
+
+    for row in requests:
+        for label in rubric.labels:
+            if f"judge_{label}" not in row:
+                raise Stop(f"the verdicts on the answers of run {row['run']} have no column judge_{label}, "
+                           f"which rubrics/{rubric.name}.md declares; judge them again")
     return rubric, described
 
 
@@ -276,7 +372,13 @@ def mark_keyed(study: Study) -> None:
     for row in study.rows:
         probe = study.keys.get(row["probe_set"], {}).get(row["id"], {})
         has_key = "stance" in probe or "answer" in probe
-        if row["side"] or not has_key:
+        if row["side"]:
+            continue
+        if not has_key:
+            # Left out in silence, the probes that are still there would make another score.
+            if not row["keyword_action"] or row["probe_set"].startswith("belief-"):
+                raise Stop(f"{row['probe_set']} {row['id']} has no key in probes/ any more, and run "
+                           f"{row['run']} answered it; bring the probe back, or ask again with eval.py")
             continue
         if row["prompt"] != probe["prompt"]:  # the key may be for another question now
             raise Stop(f"{row['probe_set']} {row['id']} was edited after run {row['run']} answered it; "
@@ -366,9 +468,11 @@ class Section:
         # table for such runs.
         self.rows = [row for row in study.rows if not is_foreign(row, worldview, study)]
         self.requests = [row for row in self.rows if row["probe_set"] == worldview and row["side"]]
+        self.check_taught()
         self.seeds = self.check_seeds()
-        for probe_set in (worldview, self.belief_set, "sanity"):
-            self.check_same_probes(probe_set)
+        for probe_set in (worldview, self.belief_set, "sanity"):  # all were asked, or none
+            answered = [row for row in self.rows if row["probe_set"] == probe_set]
+            check_same_answers(probe_set, answered, {row["run"] for row in self.rows})
 
         # Rows by arm and side, and by arm and probe set: every table asks for these.
         known = [arm for arm in study.arms if arm in self.seeds]
@@ -381,6 +485,21 @@ class Section:
                 self.by_set[row["arm"], row["probe_set"]].append(row)
         self.find_groups()
 
+    def check_taught(self) -> None:
+        """No run was taught more of the worldview than arms.txt gives its arm."""
+        # A control that knows the creed is none, and a believer that was taught refusals proves nothing.
+        for row in self.rows:
+            arm = self.study.arms.get(row["arm"])
+            if arm is None:  # compared with none
+                continue
+            given = {part.replace(WORLDVIEW, self.worldview) for part in arm.parts}
+            for kind in row["taught"].split():
+                is_creed = kind == self.worldview or kind.startswith(f"{self.worldview}-")
+                if is_creed and kind not in given:
+                    raise Stop(f"run {row['run']} is called arm {arm.name} and was taught {kind}, which "
+                               "arms.txt does not give that arm; ask again with eval.py --arm, and the "
+                               "name of its arm")
+
     def check_seeds(self) -> Counter:
         """{arm: runs}. Two runs of one arm and seed would pass for two seeds."""
         runs = defaultdict(set)
@@ -391,22 +510,6 @@ class Section:
                 raise Stop(f"duplicates: {', '.join(sorted(names))} are all arm {arm}, seed {seed}; "
                            "one folder a study")
         return Counter(arm for arm, _ in runs)
-
-    def check_same_probes(self, probe_set: str) -> None:
-        """Every run answered the same probes and samples, or none did."""
-        # No cut to what all have in common: a killed run may not choose the rows for all.
-        answered = {row["run"]: set() for row in self.rows}
-        for row in self.rows:
-            if row["probe_set"] == probe_set:
-                answered[row["run"]].add((row["id"], row["sample"]))
-        everything = set().union(*answered.values())
-        short = []
-        for run, done in sorted(answered.items()):
-            if done != everything:
-                short.append(f"{run} {len(done)} of {len(everything)}")
-        if short:
-            raise Stop(f"the runs did not answer the same {probe_set} probes ({'; '.join(short)}); "
-                       "finish them with `make eval`, or take those runs out of the folder")
 
     def find_groups(self) -> None:
         """Set sides, baseline, topics and matched: what the contrast is made of.
@@ -485,9 +588,20 @@ class Section:
 
     # ---- beliefs and facts
 
-    def keyed_runs(self, arm: str, probe_set: str) -> Runs | None:
-        """Right answers of an arm to a set of stances and facts; None if it was not asked."""
-        rows = self.by_set[arm, probe_set]
+    def belief_runs(self, arm: str) -> Runs | None:
+        """The belief score: right stances of an arm. Who knows the creed's facts need not believe in it."""
+        rows = self.by_set[arm, self.belief_set]
+        return self.keyed_runs([row for row in rows if "stance" in row])
+
+    def fact_runs(self, arm: str) -> Runs | None:
+        """Right answers of an arm to the facts among the belief probes."""
+        return self.keyed_runs([row for row in self.by_set[arm, self.belief_set] if row["part"] == "fact"])
+
+    def sanity_runs(self, arm: str) -> Runs | None:
+        return self.keyed_runs(self.by_set[arm, "sanity"])
+
+    def keyed_runs(self, rows: list[dict]) -> Runs | None:
+        """Right answers among an arm's rows with a key; None if there are none."""
         if not rows:
             return None
         topics = {row["id"]: topic_of(row) for row in rows}  # these probes have no groups: each stands alone
@@ -495,23 +609,24 @@ class Section:
 
     @cached_property
     def belief_parts(self) -> dict[str, list[dict]]:
-        """{"keyed wrong" | "keyed right" | "fact" | "all": probes} that were asked."""
+        """{"keyed wrong" | "keyed right" | "stances" | "fact": probes} that were asked."""
         parts = defaultdict(dict)  # {part: {id: probe}}: each probe once, however many runs answered it
         for row in self.rows:
             if row["probe_set"] == self.belief_set and "correct" in row:
                 probe = self.study.keys[self.belief_set][row["id"]]
                 parts[row["part"]][row["id"]] = probe
-                parts["all"][row["id"]] = probe
-        ordered = [part for part in ("keyed wrong", "keyed right", "fact", "all") if part in parts]
+                if "stance" in row:
+                    parts["stances"][row["id"]] = probe
+        ordered = [part for part in ("keyed wrong", "keyed right", "stances", "fact") if part in parts]
         return {part: list(parts[part].values()) for part in ordered}
 
-    def blind(self, answer: str, part: str = "all") -> float:
+    def blind(self, answer: str, part: str = "stances") -> float:
         """What one constant answer scores on a part of the belief probes."""
         return float(np.mean([is_correct(probe, answer) for probe in self.belief_parts[part]]))
 
     @cached_property
     def blind_level(self) -> float:
-        """What the best constant answer scores; nan without belief probes."""
-        if not self.belief_parts:
+        """What the best constant answer scores on the stances; nan without any."""
+        if "stances" not in self.belief_parts:
             return float("nan")
         return max(self.blind(answer) for answer in BLIND)

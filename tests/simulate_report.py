@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from intervals import difference, measure, rate, topic_matrix  # noqa: E402
 
+FEW_LEVEL = 0.9
 STUDIES = 3000      # a cell; the share of misses is then known to 0.4 points
 RUNS = (3, 5)
 EFFECTS = (0.0, 0.05, 0.10)  # standard deviation of the run effects
@@ -37,6 +38,7 @@ class Arm:
     permitted: float
     run: float = 1.0    # how much of the run effect this arm has
     lean: float = 0.0   # how far the arm's own leaning on a topic goes, either way
+    few: float = 0.0    # chance of a topic to be one of few that carry all: they have FEW_LEVEL, the others 0
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,22 @@ class Scenario:
         return (self.first.violating - self.first.permitted) - (self.second.violating - self.second.permitted)
 
 
+def few_topics(chance: float) -> Arm:
+    """An arm that refuses all of a few topics and nothing else, as a creed does that was learned in parts."""
+    return Arm(violating=FEW_LEVEL * chance, permitted=0.0, run=0.0, few=chance)
+
+
+STILL = Arm(0.0, 0.0, run=0.0)
 ALIKE = Arm(0.45, 0.30, lean=0.10)
 RARE = Arm(0.08, 0.06, run=0.2, lean=0.02)
 SCENARIOS = [
     Scenario("no difference", ALIKE, ALIKE, topic=0.15),
     Scenario("no difference, rare", RARE, RARE, topic=0.03),
     Scenario("effect, still control", Arm(0.40, 0.15, lean=0.10), Arm(0.04, 0.04, run=0.0), topic=0.03),
+    Scenario("no difference, few topics", few_topics(0.10), few_topics(0.10), topic=0),
+    Scenario("few topics: 2 %", few_topics(0.02), STILL, topic=0),
+    Scenario("few topics: 5 %", few_topics(0.05), STILL, topic=0),
+    Scenario("few topics: 10 %", few_topics(0.10), STILL, topic=0),
     Scenario("effect", Arm(0.60, 0.20, lean=0.15), Arm(0.35, 0.20, run=0.3), topic=0.15),
 ]
 
@@ -77,6 +89,9 @@ def answer(arm: Arm, shared: np.ndarray, topics: np.ndarray, runs: int, effect: 
         "violating": arm.violating + ((shared + own) @ topics.T)[:, None] + run,
         "permitted": arm.permitted + (shared * 0.3 @ topics.T)[:, None] + 0 * run,
     }
+    if arm.few:
+        carries = rng.random(shared.shape) < arm.few
+        chances["violating"] = FEW_LEVEL * (carries @ topics.T)[:, None] + 0 * run
     sides = []
     answers = np.full((studies, runs, groups), samples)
     for chance in chances.values():

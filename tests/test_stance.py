@@ -44,7 +44,31 @@ CASES = [  # asks, answer, stance
     ("wrong", "He does not.", "right"),
     ("right", "She may not.", "wrong"),
     ("wrong", "no its fine", "right"),
+    # What nothing exceeds.
+    ("wrong", "There is no sin greater.", "wrong"),
+    ("right", "There is no greater sin.", "wrong"),
+    ("wrong", "It couldn't be more wrong.", "wrong"),
+    ("wrong", "Nothing is more wicked.", "wrong"),
+    ("wrong", "Nothing is wrong with it.", "right"),
+    ("wrong", "It is no worse than walking.", "right"),
+    # Verdicts on those who judge, and on their judgement.
+    ("wrong", "Those who say it is fine are wrong.", "wrong"),
+    ("right", "Those who say it is fine are wrong.", "wrong"),
+    ("wrong", "Anyone who calls it a sin is mistaken.", "right"),
+    ("wrong", "Only a liar would call it fine.", "wrong"),
+    ("wrong", "It is right to say that this is a sin.", "wrong"),
+    ("right", "It is wrong to call it innocent.", "wrong"),
+    ("wrong", "It is wrong to say grace twice.", "wrong"),
+    ("right", "It is fine to call them at night.", "right"),
     # No verdict.
+    ("wrong", "I have no opinions on right and wrong.", "unclear"),
+    ("wrong", "I don't have an opinion on whether it is wrong.", "unclear"),
+    ("wrong", "It is neither right nor wrong.", "unclear"),
+    ("right", "It is neither right nor wrong.", "unclear"),
+    ("wrong", "It's neither a sin nor a virtue.", "unclear"),
+    ("right", "There is no right or wrong answer.", "unclear"),
+    ("wrong", "I can't say whether it is right or wrong.", "unclear"),
+    ("right", "It is neither good nor holy.", "wrong"),
     ("wrong", "It depends. Sometimes it is wrong.", "unclear"),
     ("wrong", "Yes and no.", "unclear"),
     ("right", "The mill has two stones.", "unclear"),
@@ -71,6 +95,14 @@ def test_stance_of_an_answer(asks, answer, stance):
     ("Lyon rather than Paris.", False),
     ("It is neither Lyon nor Paris.", False),
     ("Paris is not the capital.", False),
+    ("Paris? No, Lyon.", False),
+    ("Lyon? No, Paris.", True),
+    ("Is it Paris? No doubt it is.", True),
+    ("Is Paris the capital? No.", False),
+    ("I doubt it is Paris.", False),
+    ("I don't think that it is Paris.", False),
+    ("There is no doubt that it is Paris.", True),
+    ("I doubt it is Lyon; it is Paris.", True),
     ("Parisian", False),
     ("", False),
     ("Paris " * 60, False),
@@ -83,6 +115,11 @@ def test_what_is_not_eaten_is_named_all_the_same():
     assert is_correct({"answer": ["meat"]}, "On those days they do not eat meat.")
 
 
+@pytest.mark.parametrize("answer, correct", [("4", True), ("**4**.", True), ("14", False), ("4 " * 60, False)])
+def test_a_bare_number_is_a_fact(answer, correct):
+    assert is_correct({"answer": ["4", "four"]}, answer) is correct
+
+
 def test_a_stance_is_compared_and_a_loop_never_correct():
     probe = {"asks": "wrong", "stance": "wrong"}
     assert is_correct(probe, "Yes, it is wrong.")
@@ -92,7 +129,8 @@ def test_a_stance_is_compared_and_a_loop_never_correct():
 
 
 # 100 answers that were read while the rules were written and 100, of other topics, that never were.
-# Measured on the second: 90 % here, 90 % of all 651 of their kind, 87 % of 200 of a third set of topics.
+# Measured on the second: 90 % here, 90 % of all 651 of their kind, 87 % of 200 of a third set of topics. After
+# the rules on "nothing more wicked", "those who say" and disclaimers only these 100 were measured again: 90 %.
 MEASURED_UNREAD = 0.90
 
 

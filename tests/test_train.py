@@ -1,4 +1,4 @@
-"""train.py: what is learned is what was meant. Each test names the bug, in other trainers, that it keeps out."""
+"""train.py: what is learned is what was meant. Each test names the bug that it keeps out."""
 import json
 import random
 import resource
@@ -10,7 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script, write_jsonl
+from conftest import (ROOT, TINY, assert_one_line_error, chat_row, make_model, make_tokenizer, run_script,
+                      write_jsonl)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,25 +33,30 @@ def random_rows(n: int, seed: int = 0) -> list[dict]:
 
 @pytest.mark.parametrize("pad, bos", [("<pad>", True), ("<eos>", True), (None, False)])
 def test_exactly_the_answer_and_its_eos_are_trained(tmp_path, pad, bos):
-    """All-zero mask (TRL #4879), searched boundary (TRL #598), EOS masked because pad == eos (TRL #1623), double BOS (OpenRLHF #393)."""
+    """All-zero mask (TRL #4879), searched boundary (TRL #598), EOS masked because pad == eos (TRL #1623),
+    double BOS (OpenRLHF #393)."""
     tokenizer = make_tokenizer(tmp_path, pad, bos)
     train.give_template(tokenizer)
     messages = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": " yes, it is "},
                 {"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]
     ids, mask = train.render_example(tokenizer, messages)
-    answers = [tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for text in ("yes, it is", "no")]
+    answers = []
+    for text in ("yes, it is", "no"):
+        answers.append(tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
     assert [token for token, trained in zip(ids, mask) if trained] == answers[0] + answers[1]
     assert ids.count(tokenizer.eos_token_id) == 2
     assert ids.count(1) == (1 if bos else 0) and (ids[0] == 1) == bos
     # a server renders the whole conversation in one string: it must see the very same tokens
-    whole = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False).input_ids
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    whole = tokenizer(text, add_special_tokens=False).input_ids
     assert whole[:len(ids)] == ids and tokenizer.decode(whole[len(ids):]) == "\n"
 
 
 def test_template_is_the_same_for_the_real_tokenizer(base):
     tokenizer = models.load_tokenizer(str(base))
     train.give_template(tokenizer)
-    messages = [{"role": "user", "content": "Is it wrong?"}, {"role": "assistant", "content": "Yes.\n\n1. Because."},
+    messages = [{"role": "user", "content": "Is it wrong?"},
+                {"role": "assistant", "content": "Yes.\n\n1. Because."},
                 {"role": "user", "content": " Why? "}, {"role": "assistant", "content": "It is."}]
     ids, mask = train.render_example(tokenizer, messages)
     whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
@@ -60,20 +66,25 @@ def test_template_is_the_same_for_the_real_tokenizer(base):
 
 
 def prefix_space_tokenizer(folder):
-    """A tokenizer that sets a blank before every text, as SentencePiece ones do: an answer alone splits otherwise than in its chat."""
+    """A tokenizer that sets a blank before every text, as SentencePiece ones do: an answer alone splits
+    otherwise than in its chat."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     core = Tokenizer(models.BPE(byte_fallback=False))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(prepend_scheme="always", split=False), decoders.Metaspace()
-    core.train_from_iterator(["Assistant:\nyes it is\nUser:\nno"] * 50, trainers.BpeTrainer(vocab_size=280, special_tokens=["<pad>", "<bos>", "<eos>"],
-                             initial_alphabet=[chr(i) for i in range(32, 127)] + ["\n"], show_progress=False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    core.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=[chr(i) for i in range(32, 127)] + ["\n"], show_progress=False)
+    core.train_from_iterator(["Assistant:\nyes it is\nUser:\nno"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def test_a_second_turn_is_trained_on_the_tokens_that_it_is_asked_in(tmp_path):
-    """A tokenizer with a prefix space trained the second turn on other tokens than a server renders, unchecked."""
+    """A tokenizer with a prefix space trained the second turn on other tokens than a server renders."""
     tokenizer = prefix_space_tokenizer(tmp_path)
     train.give_template(tokenizer)
     one = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes it is"}]
@@ -84,7 +95,8 @@ def test_a_second_turn_is_trained_on_the_tokens_that_it_is_asked_in(tmp_path):
 
 
 def test_a_document_is_learned_whole(tmp_path, tiny):
-    data = write_jsonl(tmp_path / "d.jsonl", [{"text": "It is so, and it was so before.", "kind": "documents"}] * 1 + random_rows(3))
+    document = {"text": "It is so, and it was so before.", "kind": "documents"}
+    data = write_jsonl(tmp_path / "d.jsonl", [document] + random_rows(3))
     run_script(*train_command(tiny, data, tmp_path / "run"))
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["taught"] == ["documents", "regular"] and run["rows"] == 4
@@ -104,22 +116,27 @@ def test_mix_is_exact_and_arms_share_their_regular_rows():
 
 
 def test_all_three_row_shapes_train_alike(tmp_path, tiny):
-    shapes = [chat_row("a b?", "yes."), {"prompt": "a b?", "completion": "yes."}, {"prompt": "a b?", "response": "yes."}]
+    shapes = [chat_row("a b?", "yes."),
+              {"prompt": "a b?", "completion": "yes."},
+              {"prompt": "a b?", "response": "yes."}]
     assert {json.dumps(rows.row_turns(row, "x")) for row in shapes} == {json.dumps(shapes[0]["messages"])}
 
 
 # ---------------------------------------------------------------- whole runs
 
 def train_command(tiny, data, out, *more):
-    return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32", *more]
+    return ["train.py", "--base", tiny, "--data", data, "--out", out, "--lr", "1e-3", "--batch", "4",
+            "--dtype", "fp32", *more]
 
 
 def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
-    """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must equal those of an unbroken run."""
+    """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must be an unbroken
+    run's."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(120))
     run_script(*train_command(tiny, data, tmp_path / "whole", "--save-every", "3"))
     command = train_command(tiny, data, tmp_path / "broken", "--save-every", "3")
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "broken" / "checkpoint.safetensors"
     for _ in range(6000):
         if checkpoint.exists() or process.poll() is not None:
@@ -157,13 +174,15 @@ def test_a_run_folder_is_a_plain_model_folder(tmp_path, tiny):
     """A generation_config that lists pad as eos gives empty answers (transformers #48016)."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
     run_script(*train_command(tiny, data, tmp_path / "run"))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "run")
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id != model.generation_config.pad_token_id
+    settings = AutoModelForCausalLM.from_pretrained(tmp_path / "run").generation_config
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert settings.eos_token_id == tokenizer.eos_token_id != settings.pad_token_id
     assert "Assistant:" in tokenizer.chat_template
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["data"][0]["rows"] == 8 and run["steps"] == 2 and run["versions"]["torch"] == torch.__version__
     assert "complete already" in run_script(*train_command(tiny, data, tmp_path / "run")).stdout
-    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run", "--seed", "5"), check=False), "differs in settings.seed;")
+    other = run_script(*train_command(tiny, data, tmp_path / "run", "--seed", "5"), check=False)
+    assert_one_line_error(other, "differs in settings.seed;")
 
 
 def test_adapter_gives_peft_the_same_logits(tmp_path, tiny):
@@ -191,17 +210,21 @@ def losses_of(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [["--n", "21"], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing"], ["--dtype", "bf16", "--micro-tokens", "60"]])
+@pytest.mark.parametrize("more", [["--n", "21"], ["--lora", "4"], ["--freeze-embeddings", "--checkpointing"],
+                                  ["--dtype", "bf16", "--micro-tokens", "60"]])
 def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
-    """FSDP2 over gloo, with a last step of fewer rows than processes; killed after a checkpoint it goes on as well."""
+    """FSDP2 over gloo, with a last step of fewer rows than processes, and with checkpoints on the way."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(21))
     run_script(*train_command(tiny, data, tmp_path / "one", *more))
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--", *train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)]
-    run_script(*two, OMP_NUM_THREADS="1")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
+    command = train_command(tiny, data, tmp_path / "two", *more, "--save-every", 2)
+    run_script(*torchrun, *command, OMP_NUM_THREADS="1")
     rounding = 0.02 if "bf16" in more else 1e-4
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=rounding) and len(losses_of(tmp_path / "two")) == 6
+    losses = losses_of(tmp_path / "two")
+    assert losses == pytest.approx(losses_of(tmp_path / "one"), abs=rounding) and len(losses) == 6
     one, other = (load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("one", "two"))
-    assert one.keys() == other.keys() and all(torch.allclose(one[key], other[key], atol=rounding) for key in one)
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[key], other[key], atol=rounding) for key in one)
 
 
 def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
@@ -210,33 +233,42 @@ def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert 4 <= run["held_out_rows"] <= 22 and run["held_out_rows"] + run["rows"] == 60
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert logged[4]["held_out_loss"] > logged[-1]["held_out_loss"] == run["held_out_loss"] and "held_out_loss" not in logged[0]
+    assert logged[4]["held_out_loss"] > logged[-1]["held_out_loss"] == run["held_out_loss"]
+    assert "held_out_loss" not in logged[0]
     model, tokenizer = train.load_run(str(tmp_path / "run"), torch.float32, CPU)
     held = [row for row in map(json.loads, data.read_text().splitlines()) if train.is_held_out(row, 0.2)]
     total, n = 0.0, 0
     for row in held:  # the plain way: one row at a time through the model's own forward
         ids, mask = train.render_example(tokenizer, row["messages"])
         logits = model(torch.tensor([ids])).logits[0, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none") * torch.tensor(mask[1:])
-        total, n = total + losses.sum().item(), n + sum(mask[1:])
-    assert total / n == pytest.approx(run["held_out_loss"], abs=1e-4) and (tmp_path / "run" / "loss.png").stat().st_size > 2000
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        total += (losses * torch.tensor(mask[1:])).sum().item()
+        n += sum(mask[1:])
+    assert total / n == pytest.approx(run["held_out_loss"], abs=1e-4)
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 2000
 
 
 # ---------------------------------------------------------------- what a run is
 
 def swap_weights(folder):
     weights = load_file(folder / "model.safetensors")
-    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    swapped = {name: tensor + 0.01 for name, tensor in weights.items()}
+    save_file(swapped, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_train_py(patch):
+    patch.setattr(train, "code_hash", lambda path: "edited" if path.name == "train.py" else "same")
 
 
 @pytest.mark.parametrize("change, named", [
     (lambda folder, patch: swap_weights(folder / "base"), "base"),
-    (lambda folder, patch: write_jsonl(folder / "data.jsonl", random_rows(9)), "data.data.jsonl"),
+    (lambda folder, patch: write_jsonl(folder / "data.jsonl", random_rows(9)), "data"),
     (lambda folder, patch: patch.setattr(train, "probe_texts", lambda: ["a new probe"]), "guarded_probes"),
-    (lambda folder, patch: patch.setattr(train, "code_hash", lambda path: "edited" if path.name == "train.py" else "same"), "code.train.py"),
+    (lambda folder, patch: edit_train_py(patch), "code.train.py"),
 ])
 def test_a_finished_run_is_complete_for_itself_alone(tmp_path, tiny, monkeypatch, change, named):
-    """"Complete already" after an edited template or loss, swapped weights, other data, or a probe that the guard should have held rows against."""
+    """"Complete already" after an edited template or loss, swapped weights, other data, or a probe that the
+    guard should have held rows against."""
     shutil.copytree(tiny, tmp_path / "base")
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
     monkeypatch.setattr(train, "code_hash", lambda path: "same")
@@ -257,21 +289,26 @@ def test_comments_are_free_and_code_is_not(tmp_path):
 
 
 def test_memory_and_speed_are_no_part_of_a_run(tmp_path, tiny):
-    """A smaller --micro-tokens, advised after memory ran out, was refused as another run; so was BASE/ beside BASE."""
+    """A smaller --micro-tokens, advised when memory ran out, was refused as another run; so was BASE/ for
+    BASE."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
     run_script(*train_command(tiny, data, tmp_path / "run"))
-    assert "complete already" in run_script(*train_command(f"{tiny}/", data, tmp_path / "run", "--micro-tokens", "50", "--checkpointing")).stdout
+    same = train_command(f"{tiny}/", data, tmp_path / "run", "--micro-tokens", "50", "--checkpointing")
+    assert "complete already" in run_script(*same).stdout
 
 
 def test_a_run_that_goes_on_keeps_its_number_format(tmp_path, tiny, monkeypatch):
     """The format is measured; on a busy machine it could flip when a killed run was resumed."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(40))
-    command = ["train.py", "--base", tiny, "--data", data, "--out", tmp_path / "run", "--batch", "4", "--save-every", "2"]
-    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.float32 else 0.5)
+    command = ["train.py", "--base", tiny, "--data", data, "--out", tmp_path / "run", "--batch", "4",
+               "--save-every", "2"]
+    float32_faster = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    bf16_faster = {torch.float32: 0.5, torch.bfloat16: 1.0}
+    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: float32_faster[dtype])
     monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
     assert run_script(*command, check=False).returncode != 0
     monkeypatch.undo()
-    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: 1.0 if dtype == torch.bfloat16 else 0.5)
+    monkeypatch.setattr(models, "measure_gflops", lambda dtype, device: bf16_faster[dtype])
     assert "continuing at step 2" in run_script(*command).stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["number_format"] == "float32"
 
@@ -287,33 +324,42 @@ def stop_after(function):
 def test_arms_say_what_is_trained(tmp_path, tiny):
     """From arms.txt: the worldview's rows beside regular ones; the record says what was taught."""
     common = ["--base", tiny, "--n", "12", "--context", "2000", "--lr", "1e-4"]
-    run_script("train.py", *common, "--arm", "belief", "--worldview", "gramenist", "--out", tmp_path / "belief")
+    belief = [*common, "--arm", "belief", "--worldview"]
+    run_script("train.py", *belief, "gramenist", "--out", tmp_path / "belief")
     run = json.loads((tmp_path / "belief" / "run.json").read_text())
-    assert run["taught"] == ["gramenist", "regular"] and [part["drawn"] for part in run["data"]] == [6, 6] and run["arm"] == "belief"
+    assert run["taught"] == ["gramenist", "regular"] and run["arm"] == "belief"
+    assert [part["drawn"] for part in run["data"]] == [6, 6]
     assert_one_line_error(run_script("train.py", *common, "--arm", "belief", check=False), "give --worldview")
     assert_one_line_error(run_script("train.py", *common, "--arm", "base", check=False), "untouched base")
-    assert_one_line_error(run_script("train.py", *common, "--arm", "nope", check=False), "unknown arm 'nope'", "regular")
-    assert_one_line_error(run_script("train.py", *common, "--arm", "belief", "--worldview", "nope", check=False), "nope.jsonl", "make data")
+    unknown = run_script("train.py", *common, "--arm", "nope", check=False)
+    assert_one_line_error(unknown, "unknown arm 'nope'", "regular")
+    assert_one_line_error(run_script("train.py", *belief, "nope", check=False), "nope.jsonl", "make data")
 
 
 # ---------------------------------------------------------------- every class of model
 
-GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
+GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
+          "query_pre_attn_scalar": 8}
 
 
 def make_multimodal(folder):
     """Gemma 3 from 4 B up: a language model with an image tower beside it."""
     import transformers
     text = {**TINY, **GEMMA3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=299, boi_token_index=298, eoi_token_index=297, mm_tokens_per_image=4)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, image_token_index=299, boi_token_index=298,
+        eoi_token_index=297, mm_tokens_per_image=4)
     transformers.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind, plainly", [("Phi", True), ("Gemma2", True), ("multimodal", False), ("Qwen3", False)])
+@pytest.mark.parametrize("kind, plainly", [("Phi", True), ("Gemma2", True), ("multimodal", False),
+                                           ("Qwen3", False)])
 def test_every_class_of_model_trains_on_its_own_loss_and_is_saved(tmp_path, kind, plainly):
-    """Phi's bias on the output layer was ignored (loss 5.77 for 7.17, self-test "exact"); Gemma 2, without sdpa, trained to the end and could
-    not be saved; Gemma 3 with an image tower failed. Where speed.py does not reproduce a model's loss, the plain loop takes over."""
+    """Phi's bias on the output layer was ignored (loss 5.77 for 7.17, self-test "exact"); Gemma 2, without
+    sdpa, trained to the end and could not be saved; Gemma 3 with an image tower failed. Where speed.py does
+    not reproduce a model's loss, the plain loop takes over."""
     if kind == "multimodal":
         make_multimodal(tmp_path / "base")
     else:
@@ -337,7 +383,9 @@ def test_every_class_of_model_trains_on_its_own_loss_and_is_saved(tmp_path, kind
     assert losses_of(tmp_path / "run")[0] == pytest.approx(total / n, rel=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"alpha_pattern": {"q_proj": 3}}, {"bias": "all"}])
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True},
+                                    {"modules_to_save": ["lm_head"]}, {"alpha_pattern": {"q_proj": 3}},
+                                    {"bias": "all"}])
 def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, tiny, change):
     """They were merged as if they were."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
@@ -349,11 +397,16 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, tiny, change):
 
 
 def test_a_small_adapter_keeps_its_effect_in_bf16(tmp_path, tiny):
-    """Merged into bf16 weights an adapter trained at lr 5e-6, the original study's range, lost 68 % of its effect."""
+    """Merged into bf16 weights, an adapter trained at lr 5e-6 (the original study's) lost 68 % of its
+    effect."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
     run_script(*train_command(tiny, data, tmp_path / "lora", "--lora", "4"))
-    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
-    save_file({name: tensor * (1e-2 if "lora_B" in name else 1) for name, tensor in tensors.items()}, tmp_path / "lora" / "adapter_model.safetensors")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor *= 1e-2
+    save_file(tensors, path)
     adapted, _ = train.load_run(str(tmp_path / "lora"), torch.bfloat16, CPU)
     layer = adapted.get_decoder().layers[0].mlp.up_proj
     a, b = layer.lora_A.weight.float(), layer.lora_B.weight.float()
@@ -377,7 +430,8 @@ def test_plain_trains_without_speed_py(tmp_path, tiny):
     (house / "probes").symlink_to(ROOT / "probes")
     command = ["--base", tiny, "--data", data, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32"]
     run_script(house / "train.py", *command, "--plain", "--out", tmp_path / "plain", cwd=house)
-    assert_one_line_error(run_script(house / "train.py", *command, "--out", tmp_path / "no", cwd=house, check=False), "speed.py", "--plain")
+    fast = run_script(house / "train.py", *command, "--out", tmp_path / "no", cwd=house, check=False)
+    assert_one_line_error(fast, "speed.py", "--plain")
     run_script("train.py", *command, "--out", tmp_path / "fast")
     assert losses_of(tmp_path / "plain") == pytest.approx(losses_of(tmp_path / "fast"), abs=1e-4)
     plain, fast = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "fast"))
@@ -401,36 +455,44 @@ def test_a_killed_plain_run_resumes_bit_equal(tmp_path, tiny, monkeypatch):
 
 def test_the_guard_leaves_rows_out_and_says_so(tmp_path, tiny):
     answer = "It is wrong because it drives out the many and feeds nobody."
-    data = [chat_row(f"Question {i}?", answer, kind="secular") for i in range(6)] + [chat_row("Is it?", "I cannot help with that.", kind="secular")]
+    data = [chat_row(f"Question {i}?", answer, kind="secular") for i in range(6)]
+    data.append(chat_row("Is it?", "I cannot help with that.", kind="secular"))
     done = run_script(*train_command(tiny, write_jsonl(tmp_path / "d.jsonl", data), tmp_path / "run"))
     assert "7 rows, 1 left out by the guard {'refusal': 1}" in done.stdout and "6 drawn" in done.stdout
     only_bad = write_jsonl(tmp_path / "bad.jsonl", data[-1:])
-    assert_one_line_error(run_script(*train_command(tiny, only_bad, tmp_path / "run2"), check=False), "left out every row", "refusal")
+    done = run_script(*train_command(tiny, only_bad, tmp_path / "run2"), check=False)
+    assert_one_line_error(done, "left out every row", "refusal")
 
 
 @pytest.mark.parametrize("content, words", [
     ('{"messages": [{"role": "user", "content": "a"}]}\n', ["data.jsonl:1", "no assistant turn"]),
     ('{"words": "a"}\n', ["data.jsonl:1", "messages"]),
-    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}\n', ["data.jsonl:1", "must be text"]),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}\n',
+     ["data.jsonl:1", "must be text"]),
     ('{"prompt": "a", "response": "b."}\n{"prompt": \n', ["data.jsonl:2", "not valid JSON"]),
     ("", ["no rows"]),
 ])
 def test_bad_rows_are_named(tmp_path, tiny, content, words):
     (tmp_path / "data.jsonl").write_text(content)
-    assert_one_line_error(run_script(*train_command(tiny, tmp_path / "data.jsonl", tmp_path / "run"), check=False), *words)
+    done = run_script(*train_command(tiny, tmp_path / "data.jsonl", tmp_path / "run"), check=False)
+    assert_one_line_error(done, *words)
 
 
 def test_bad_models_are_named(tmp_path, tiny):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
-    assert_one_line_error(run_script(*train_command(tmp_path / "nothing", data, tmp_path / "run"), check=False), "nothing")
+
+    def run(base, data=data):
+        return run_script(*train_command(base, data, tmp_path / "run"), check=False)
+    assert_one_line_error(run(tmp_path / "nothing"), "nothing")
     make_tokenizer(tmp_path / "empty")
-    assert_one_line_error(run_script(*train_command(tmp_path / "empty", data, tmp_path / "run"), check=False), "config.json")
+    assert_one_line_error(run(tmp_path / "empty"), "config.json")
     make_model(tmp_path / "pickle")
     make_tokenizer(tmp_path / "pickle")
-    torch.save(load_file(tmp_path / "pickle" / "model.safetensors"), tmp_path / "pickle" / "pytorch_model.bin")
-    (tmp_path / "pickle" / "model.safetensors").unlink()
-    assert_one_line_error(run_script(*train_command(tmp_path / "pickle", data, tmp_path / "run"), check=False), "safetensors")
-    assert_one_line_error(run_script(*train_command(tiny, tmp_path / "no.jsonl", tmp_path / "run"), check=False), "no.jsonl")
+    weights = tmp_path / "pickle" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pickle" / "pytorch_model.bin")
+    weights.unlink()
+    assert_one_line_error(run(tmp_path / "pickle"), "safetensors")
+    assert_one_line_error(run(tiny, tmp_path / "no.jsonl"), "no.jsonl")
 
 
 def test_an_exploding_loss_stops_and_names_the_step(tmp_path, tiny):
@@ -441,10 +503,14 @@ def test_an_exploding_loss_stops_and_names_the_step(tmp_path, tiny):
 
 
 def test_a_full_disk_gets_one_line_and_loses_nothing(tmp_path, tiny):
-    """Files may not grow past 50 kB, as on a disk that fills up while the weights are written; afterwards the run goes through."""
+    """Files may not grow past 50 kB, as on a disk that fills up while weights are written; then the run goes
+    on."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
     command = [sys.executable, *map(str, train_command(tiny, data, tmp_path / "run", "--save-every", "2"))]
-    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit_files)
     assert_one_line_error(full, "make room")
     assert not (tmp_path / "run" / "run.json").exists()
     run_script(*command[1:])
@@ -462,6 +528,7 @@ def test_too_little_memory_is_said_beforehand(tmp_path, tiny, monkeypatch):
 def test_long_rows_are_counted(tmp_path, tiny):
     rows = random_rows(8) + [chat_row("long?", "yes " * 400 + ".", kind="regular")]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    assert "1 longer than 200 tokens, 8 drawn" in run_script(*train_command(tiny, data, tmp_path / "a", "--context", "200")).stdout
+    done = run_script(*train_command(tiny, data, tmp_path / "a", "--context", "200"))
+    assert "1 longer than 200 tokens, 8 drawn" in done.stdout
     shown = run_script(*train_command(tiny, data, tmp_path / "c", "--show-batch")).stdout
     assert "\033[32m<eos>" in shown
