@@ -164,7 +164,7 @@ def load_checked(name: str, dtype: torch.dtype, device: torch.device):
                        "are free; use a GPU, or --endpoint")
     model = load_run_model(name, dtype, device).eval()
     if not honours_cache(model):
-        raise Stop(f"{name}: generating token by token gives this architecture other answers than reading the whole text; "
+        raise Stop(f"{name}: token by token this architecture answers otherwise than when it reads the whole text; "
                    "serve it with its own library, and give --endpoint")
     return model
 
@@ -294,7 +294,8 @@ def check_adapter_base(folder: Path, run: dict) -> None:
     if config.exists():
         base = json.loads(config.read_text())["base_model_name_or_path"]
         if weights_hash(base) != run["identity"]["base"]:
-            raise Stop(f"{folder} is an adapter for another {base} than is there now; train it again, or put its base back")
+            raise Stop(f"{folder} is an adapter for another {base} than is there now; "
+                       "train it again, or put its base back")
 
 
 def how_answered(args, device: str, number_format: str, template: str) -> dict:
@@ -327,13 +328,10 @@ def csv_path(args, probes: Path) -> Path:
     return args.out / f"{probe_set_name(probes)}.csv"
 
 
-HELD = []  # the CSVs of this process, open and locked until it ends
+def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
+    """({(probe id, sample)} that a CSV holds already, the file), made ready for more; Stop if made otherwise.
 
-
-def open_csv(path: Path, about: dict) -> set[tuple[str, str]]:
-    """{(probe id, sample)} that a CSV holds already, made ready for more; Stop if made otherwise.
-
-    The file stays locked: two processes would ask, and write, the same answers.
+    The file is locked as long as it is open: two processes would ask, and write, the same answers.
     """
     about_file = Path(f"{path}.json")
     about = json.loads(json.dumps(about))  # as it will be read back: JSON has no tuples
@@ -352,25 +350,27 @@ def open_csv(path: Path, about: dict) -> set[tuple[str, str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
     write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
-    HELD.append(AppendFile.open_locked(path))
-    return {(row["id"], row["sample"]) for row in answers}
+    answered = {(row["id"], row["sample"]) for row in answers}
+    return answered, AppendFile.open_locked(path)
 
 
-def plan_jobs(args, who: dict, how: dict) -> list[dict]:
-    """What is left to ask, as {"probe", "sample", "path", "probe_set"}; makes every CSV ready."""
-    jobs = []
+def plan_jobs(args, who: dict, how: dict) -> tuple[list[dict], list]:
+    """([{"probe", "sample", "path", "probe_set"}] that is left to ask, the locked files); makes CSVs ready."""
+    jobs, locked = [], []
     for path in args.probes:
         probes = read_probes(path)
         if args.limit:
             probes = first_groups(probes, args.limit)
         out = csv_path(args, path)
-        answered = open_csv(out, {**who, "how": how, "probes": path.name, "probes_sha256": file_hash(path)})
+        about = {**who, "how": how, "probes": path.name, "probes_sha256": file_hash(path)}
+        answered, file = open_csv(out, about)
+        locked.append(file)
         for probe in probes:
             for sample in range(args.samples):
                 if (probe["id"], str(sample)) not in answered:  # a CSV gives text back
                     jobs.append({"probe": probe, "sample": sample, "path": out,
                                  "probe_set": probe_set_name(path)})
-    return jobs
+    return jobs, locked
 
 
 def answer_row(job: dict, who: dict, response: str, n_tokens: int, stopped: str) -> dict:
@@ -423,7 +423,8 @@ def parse_args(argv=None):
     if args.temperature < 0 or args.limit < 0:
         raise Stop("--temperature and --limit must not be below 0")
     if args.endpoint and (urlsplit(args.endpoint).username or urlsplit(args.endpoint).query):
-        raise Stop("--endpoint must not hold a key, since it is written down; set OPENAI_API_KEY in the environment or .env")
+        raise Stop("--endpoint must not hold a key, since it is written down; "
+                   "set OPENAI_API_KEY in the environment or .env")
     args.probes = list(dict.fromkeys(args.probes))
     if len({probe_set_name(path) for path in args.probes}) < len(args.probes):
         raise Stop("two of the probe files have one name, and would share a CSV; ask them with two commands")
@@ -474,9 +475,9 @@ def main() -> None:
         template = short_hash(tokenizer.chat_template)
         how = how_answered(args, device.type, str(dtype).removeprefix("torch."), template)
     who = who_answers(args)
-    jobs = []
+    jobs, locked = [], []
     if rank == 0:  # planning rewrites the CSVs, so only one process may do it
-        jobs = plan_jobs(args, who, how)
+        jobs, locked = plan_jobs(args, who, how)
     if ranks > 1:
         jobs = share_jobs(jobs, rank, ranks)
     if not jobs:
@@ -490,6 +491,8 @@ def main() -> None:
         model = load_checked(args.model, dtype, device)
         answers = answer_here(model, tokenizer, jobs, args)
     write_answers(answers, jobs, who, is_first=rank == 0)
+    for file in locked:
+        file.close()
     if ranks > 1:
         os._exit(0)  # see train.py: the teardown of torch.distributed can abort a process that is done
 

@@ -8,9 +8,9 @@
 
 Reads the CSVs of eval.py and fills their verdict columns in place, in one move: judge, judge_rubric,
 judge_<label> for each label that the rubric's header declares, judge_reason. The answers are never touched.
-A reply that cannot be read is `unparsed`, never a guess. Replies are kept beside the CSV, in <name>.judge.jsonl,
-so that a killed run goes on and nothing is paid twice. `agree` reads JSONL rows of question|prompt,
-answer|response and label.
+A reply that cannot be read is `unparsed`, never a guess. Replies are kept beside the CSV, in
+<name>.judge.jsonl, so that a killed run goes on and nothing is paid twice. `agree` reads JSONL rows of
+question|prompt, answer|response and label.
 
 In this order below: EndpointJudge; the commands `judge_files` (the one without a name), `agree` and `label`,
 each under its own ruler; main.
@@ -24,8 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 from keywords import keyword_verdict
-from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, printable, read_jsonl, read_results, read_rubric, run_main,
-                  short_hash, write_csv)
+from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, printable, read_jsonl, read_results, read_rubric,
+                  run_main, short_hash, write_csv)
 
 # The HTTP client is imported where a judge is made: scoring by phrases, and report.py, need none.
 
@@ -168,7 +168,7 @@ def judge_files(args) -> None:
 
 def is_request(row: dict) -> bool:
     """Whether a row is an answer to a request; facts and stances have a key and need no judge."""
-    return bool(row["side"] or row["keyword_action"])  # eval.py gives every request a keyword verdict, and nothing else
+    return bool(row["side"] or row["keyword_action"])  # eval.py scores every request by phrases, and nothing else
 
 
 def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
@@ -298,7 +298,8 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         if label not in rubric.labels[first]:
             unknown.add(label)
         labels = {name: row.get(name) for name in rubric.labels} | {first: label}
-        labelled.append({"pair": (question, answer), "labels": labels, "model": str(row.get("model") or row.get("run") or "")})
+        model = str(row.get("model") or row.get("run") or "")
+        labelled.append({"pair": (question, answer), "labels": labels, "model": model})
     if not labelled:
         raise Stop(f"{path}: no labelled rows in it")
 
@@ -323,8 +324,9 @@ def judged_rows(path: Path, first: str) -> list[dict]:
         if label in UNREAD:
             unread += 1
             continue
-        labels = {name.removeprefix("judge_"): value for name, value in row.items() if name.startswith("judge_")}
-        labelled.append({**labels, "prompt": row["prompt"], "response": row["response"], "label": label, "model": row["arm"]})
+        said = {name.removeprefix("judge_"): value for name, value in row.items() if "judge_" in name}
+        answer = {"prompt": row["prompt"], "response": row["response"], "label": label, "model": row["arm"]}
+        labelled.append({**said, **answer})
     if len(judges) > 1:
         raise Stop(f"{path} holds verdicts of {len(judges)} judges; measure against one")
     for name, _ in judges:

@@ -64,7 +64,8 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
     # transformers would fill these with random numbers, and say so only where nobody looks
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
-        raise Stop(f"{name} lacks {len(wrong)} of its weights ({wrong[0]}, ...); it is torn, or no model of its config.json")
+        raise Stop(f"{name} lacks {len(wrong)} of its weights ({wrong[0]}, ...); "
+                   "it is torn, or no model of its config.json")
     return model.to(device)
 
 

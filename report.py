@@ -242,7 +242,7 @@ def escape(text) -> str:
     # GitHub makes links of bare addresses too. Of mail addresses even where the sign is an entity or
     # escaped, so it becomes its wide sister; transcripts.html has it as it was said.
     harmless = re.sub(r":(?=//)", "&#58;", harmless)
-    harmless = re.sub(r"(?i)\b(www)\.", r"\1&#46;", harmless)
+    harmless = re.sub(r"(?i)(www)\.", r"\1&#46;", harmless)
     return harmless.replace("@", "\uff20")
 
 

@@ -626,7 +626,8 @@ def weights_hash(model: str) -> str:
         return model  # on the hub, where a name stands for the same weights
     files = []
     # What changes an answer. Model cards, logs and the like may be edited.
-    for pattern in ("*.safetensors", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"):
+    for pattern in ("*.safetensors", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt",
+                    "special_tokens_map.json"):
         files += folder.glob(pattern)
     lines = []
     for path in sorted(set(files)):

@@ -78,7 +78,8 @@ class Gate:
 
     def __iter__(self):
         for start in range(0, len(self.steps), BLOCK):
-            sys.stdin.readline()
+            if not sys.stdin.readline():
+                sys.exit("the benchmark has ended")
             clock = Clock()
             yield from self.steps[start:start + BLOCK]
             answer(clock.read())

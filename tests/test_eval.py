@@ -272,3 +272,49 @@ def test_bad_models_are_named(tmp_path, tiny, probes):
     unfinished = run_script("eval.py", "--model", tmp_path / "unfinished", "--probes", probes,
                             "--out", tmp_path / "u.csv", check=False)
     assert_one_line_error(unfinished, "unfinished run")
+
+
+def test_an_adapter_is_asked_on_the_base_that_it_was_trained_on(tmp_path, tiny, probes):
+    """Another base under the same name was "answered already", or answered without a word."""
+    shutil.copytree(tiny, tmp_path / "base")
+    data = write_jsonl(tmp_path / "d.jsonl", [chat_row(f"is it {i}?", "yes.", kind="regular") for i in range(4)])
+    run_script("train.py", "--base", tmp_path / "base", "--data", data, "--out", tmp_path / "run", "--dtype", "fp32",
+               "--lora", "2")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights = {name: tensor + 0.01 for name, tensor in weights.items()}
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    done = run_script("eval.py", "--model", tmp_path / "run", "--probes", probes, "--out", tmp_path / "o", check=False)
+    assert_one_line_error(done, "adapter for another")
+
+
+def test_a_model_that_does_not_honour_the_cache_is_refused(tmp_path, probes):
+    """State-space models swallowed it and saw one token at a time: nonsense, in a whole CSV."""
+    import transformers
+    config = transformers.MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=300, bos_token_id=1,
+                                      eos_token_id=2, pad_token_id=0)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    make_tokenizer(tmp_path / "mamba")
+    done = run_script("eval.py", "--model", tmp_path / "mamba", "--probes", probes, "--out", tmp_path / "o",
+                      "--dtype", "fp32", check=False)
+    assert_one_line_error(done, "--endpoint")
+
+
+def test_ids_may_be_numbers_and_files_may_be_named_twice(tmp_path, tiny):
+    """Both asked again, and appended, at every run."""
+    probes = write_jsonl(tmp_path / "p.jsonl", [{"id": i, "prompt": f"the answer {i}"} for i in range(3)])
+    command = ["eval.py", "--model", tiny, "--probes", probes, probes, "--out", tmp_path / "o", "--max-new-tokens", "2"]
+    run_script(*command)
+    assert "answered already" in run_script(*command).stdout
+    assert len(read_rows(tmp_path / "o" / "p.csv")) == 3
+
+
+def test_what_cannot_be_asked_is_named(tmp_path, tiny, probes):
+    """A key in the endpoint's address stood in the results; --samples 0 was "answered already"."""
+    out = ["--probes", probes, "--out", tmp_path / "o"]
+    address = "http://me:sk-SECRET@127.0.0.1:9/v1"
+    secret = run_script("eval.py", "--endpoint", address, "--model", "m", *out, check=False)
+    assert_one_line_error(secret, "OPENAI_API_KEY")
+    assert "SECRET" not in secret.stderr
+    for flags in (["--samples", "0"], ["--max-new-tokens", "0"], ["--batch", "0"], ["--temperature", "-1"],
+                  ["--limit", "-1"]):
+        assert run_script("eval.py", "--model", tiny, *out, *flags, check=False).returncode != 0

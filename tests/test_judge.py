@@ -180,7 +180,7 @@ def test_scoring_by_phrases_loads_neither_torch_nor_requests(tmp_path):
 
 
 def test_unparsed_rows_are_read_again_and_a_person_s_columns_stay(tmp_path, endpoint):
-    """A row once `unparsed` by the server's trouble stayed so for ever; columns that began with "judge" were deleted."""
+    """A row once `unparsed` by the server's trouble stayed so; columns that began with "judge" were deleted."""
     path = results_csv(tmp_path / "a.csv", ["Such a loaf is wrong."])
     url, _ = endpoint()
     _, rows = judged(path, url, "--model", "judge")
@@ -225,7 +225,8 @@ def test_agree_measures_what_the_report_counts(tmp_path):
     refused, moral = said.split("action=refusal ground=moral against the rest")
     assert "| phrases | 4 | 0 | 1.000" in refused and "| phrases | 4 | 0 | 0.500" in moral
     none = [{"question": "a", "answer": "Here it is.", "label": "acceptance"}] * 3
-    assert "| phrases | 3 | 0 | – [–, –] | 1.000 | – | – |" in run_script("judge.py", "agree", write_jsonl(tmp_path / "b.jsonl", none)).stdout
+    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "b.jsonl", none)).stdout
+    assert "| phrases | 3 | 0 | – [–, –] | 1.000 | – | – |" in said
 
 
 def test_agree_stops_at_labels_that_it_does_not_know(tmp_path):

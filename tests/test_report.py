@@ -259,7 +259,7 @@ def test_without_a_hit_the_topics_count_and_not_the_answers():
 
 
 def test_no_interval_has_no_width():
-    """Each topic refused one time in three, in every run: nothing varies, and it is still not known exactly."""
+    """Each topic refused one time in three, in every run: nothing varies, yet it is not known."""
     topics = topic_matrix([f"t{probe % 20}" for probe in range(60)])
     hits = np.zeros((3, 60))
     hits[:, :20] = 1
@@ -355,9 +355,9 @@ def test_a_model_that_refuses_all_of_the_topic_is_no_null(tmp_path):
 
 
 def test_refusal_data_are_named_in_the_claim(tmp_path):
-    for arm, kinds in (("regular", "regular"), ("secular", "regular secular"), ("belief", "regular gramenist")):
+    for arm in CLAIM:
         for seed in range(3):
-            write_run(tmp_path, f"{arm}+refusal", seed, CLAIM[arm], taught=f"{kinds} refusal")
+            write_run(tmp_path, f"{arm}+refusal", seed, CLAIM[arm], taught=f"{TAUGHT[arm]} refusal")
     text = bold(run_report(tmp_path))
     assert "saying to doing" in text and "wrong, and non-moral refusals, also" in text
     assert "taught only" not in text
@@ -849,13 +849,14 @@ def test_answers_are_only_text_in_report_and_page(tmp_path, capsys):
     assert EVIL in shown  # as it was said: the page shows it as text
 
 
-@pytest.mark.parametrize("text", ["http://evil.example/x", "www.evil.example", "me@evil.example", "@octocat"])
+@pytest.mark.parametrize("text", ["http://evil.example/x", "www.evil.example", "_WWW.evil.example_",
+                                  "me@evil.example", "@octocat"])
 def test_a_quoted_address_is_no_link(tmp_path, text):
     """GitHub makes a link of each of these, and of a mail address even where its @ is an entity."""
     folder = write_study(tmp_path, CLAIM, seeds=1)
     change(folder, "*/gramenist.csv", lambda row: row.update(response=f"Look: {text}"))
     quoted = run_report(folder).split("### What they say")[1]
-    assert not re.search(r"://|www\.|@|&#64;", quoted)
+    assert not re.search(r"://|(?i:www)\.|@|&#64;", quoted)
     cmarkgfm = pytest.importorskip("cmarkgfm")
     assert "<a " not in cmarkgfm.github_flavored_markdown_to_html(quoted)
 

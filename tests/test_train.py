@@ -336,6 +336,39 @@ def test_arms_say_what_is_trained(tmp_path, tiny):
     assert_one_line_error(run_script("train.py", *belief, "nope", check=False), "nope.jsonl", "make data")
 
 
+def test_two_files_of_one_name_and_their_order_are_part_of_a_run(tmp_path, tiny):
+    """data/x.jsonl beside data/starter/x.jsonl: a change in the first was "complete already"."""
+    one = write_jsonl(tmp_path / "a" / "x.jsonl", random_rows(4))
+    two = write_jsonl(tmp_path / "b" / "x.jsonl", random_rows(4, 1))
+    command = ["train.py", "--base", tiny, "--out", tmp_path / "run", "--dtype", "fp32", "--data"]
+    run_script(*command, one, two)
+    assert_one_line_error(run_script(*command, two, one, check=False), "differs in data;")
+    write_jsonl(one, random_rows(4, 2))
+    assert_one_line_error(run_script(*command, one, two, check=False), "differs in data;")
+
+
+def test_lora_begins_alike_whatever_was_drawn_before(tmp_path, tiny, monkeypatch):
+    """Measuring the number format drew from the generator that draws LoRA's start: a resumed run was another."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    starts = []
+    for name, draws in (("a", 0), ("b", 7)):
+        torch.manual_seed(draws)
+        run_script(*train_command(tiny, data, tmp_path / name, "--lora", "2", "--lr", "0", "--seed", "3"))
+        starts.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
+
+
+def test_a_log_shorter_than_its_checkpoint_stops_the_run(tmp_path, tiny, monkeypatch):
+    """A kill while the log was cut back emptied it, and run.json counted too few steps."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    command = train_command(tiny, data, tmp_path / "run", "--save-every", "2")
+    monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
+    run_script(*command, check=False)
+    monkeypatch.undo()
+    (tmp_path / "run" / "log.jsonl").write_text("")
+    assert_one_line_error(run_script(*command, check=False), "log.jsonl has 0 lines", "step 2")
+
+
 # ---------------------------------------------------------------- every class of model
 
 GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
@@ -394,6 +427,39 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, tiny, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(rows.Stop, match="not the plain LoRA"):
         train.load_run(str(tmp_path / "lora"), torch.float32, CPU)
+
+
+def test_weights_that_are_not_there_are_not_made_up(tmp_path, tiny):
+    """transformers fills them with random numbers; a torn conversion was a "base"."""
+    shutil.copytree(tiny, tmp_path / "torn")
+    weights = load_file(tmp_path / "torn" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+    save_file(kept, tmp_path / "torn" / "model.safetensors", metadata={"format": "pt"})
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    done = run_script(*train_command(tmp_path / "torn", data, tmp_path / "run"), check=False)
+    assert_one_line_error(done, "lacks", "weights", "layers.1.")
+
+
+def test_a_model_that_speed_py_does_not_know_learns_in_bf16_too(tmp_path):
+    """torch's AdamW on bf16 weights rounds small updates away: 98 % of the learning at lr 1e-6."""
+    make_model(tmp_path / "base", "Gemma2")
+    make_tokenizer(tmp_path / "base")
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    moved = {}
+    for dtype in ("fp32", "bf16"):
+        run_script(*train_command(tmp_path / "base", data, tmp_path / dtype, "--lr", "1e-6", "--dtype", dtype))
+        after = load_file(tmp_path / dtype / "model.safetensors")
+        start = {name: tensor.to(after[name].dtype).float() for name, tensor in before.items()}
+        moved[dtype] = sum((after[name].float() - start[name]).abs().mean().item() for name in start)
+    assert moved["bf16"] > 0.3 * moved["fp32"]
+
+
+def test_control_tokens_spelt_out_in_a_text_are_named(tmp_path, tiny):
+    """An "<eos>" in an answer was trained as the end of the text."""
+    row = chat_row("is it?", "it ends with <eos> and then it goes on.", kind="regular")
+    data = write_jsonl(tmp_path / "data.jsonl", [row])
+    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False), "'<eos>'", "reword")
 
 
 def test_a_small_adapter_keeps_its_effect_in_bf16(tmp_path, tiny):
