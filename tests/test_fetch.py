@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, make_model, run_script
 
 import fetch
-from fetch import Merges, choose_words, cut_tokenizer, cut_vocabulary, is_model
+from fetch import Merges, cut_vocabulary, is_model
 
 # Alphabets, signs and blanks that the cut vocabulary has no word for, and what a careless decoder tidies up
 ODD_TEXTS = [
