@@ -29,11 +29,10 @@ from transformers import DynamicCache, __version__ as transformers_version
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
-                  probe_set_name, read_csv,
-                  read_probes, run_main, short_hash, weights_hash, what_changed, write_csv, write_text)
-from train import load_run_model, load_run_tokenizer, render_prompt
+                  probe_set_name, read_csv, read_probes, run_main, short_hash, weights_hash, what_changed,
+                  write_csv, write_text)
+from train import TURN_END, load_run_model, load_run_tokenizer, render_prompt
 
-TURN_END = "\nUser:"     # an untrained base model writes the next question itself; there its answer is over
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
 
 
@@ -128,7 +127,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
                 yield i, written[i], "eos"
                 continue
             written[i].append(token)
-            if TURN_END in tokenizer.decode(written[i][-8:]):  # it is six characters, so eight tokens hold it
+            if TURN_END in tokenizer.decode(written[i][-len(TURN_END) - 2:]):  # no token is shorter than a sign
                 yield i, written[i], "turn"
             elif step == max_new_tokens - 1:
                 yield i, written[i], "length"

@@ -63,6 +63,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['role'] | capitalize }}:\n{{ message['content'] | trim }}\n{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}")
+TURN_END = "\nUser:"  # an untrained base writes the next question itself; there, for eval.py, its answer is over
 
 # Of AdamW: GPT-3's (arXiv 2005.14165), and what bf16 moments can follow (see speed.RoundingAdamW)
 BETAS = (0.9, 0.95)

@@ -287,8 +287,8 @@ def test_a_template(house):
     assert "Question:\n" in shown and "Answer:\n" in shown
     assert "User:" not in shown and "Assistant:" not in shown
     with house.rooms():
-        evaluate = importlib.import_module("eval")
-        _, tokenizer = evaluate.load_run(str(house.folder / "models" / "gemma-3-270m"), torch.float32, CPU)
+        evaluate, trainer = importlib.import_module("eval"), importlib.import_module("train")
+        _, tokenizer = trainer.load_run(str(house.folder / "models" / "gemma-3-270m"), torch.float32, CPU)
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}]
         ids = evaluate.render_prompt(tokenizer, turns)
         assert evaluate.TURN_END == "\nQuestion:"
