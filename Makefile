@@ -44,6 +44,7 @@ data: venv ## ask an OpenAI-compatible endpoint for data/<worldview>.jsonl: MODE
 	$(PY) gen.py $(or $(KIND),$(WORLDVIEW)) --n $(N) $(GEN_FLAGS)
 
 train: venv $(if $(filter models/gemma-3-270m,$(MODEL_DIR)),models) ## fine-tune BASE once for each ARM of arms.txt: WORLDVIEW=, N= rows, SEED=
+	@ls prompts/$(WORLDVIEW).txt data/$(WORLDVIEW).jsonl data/starter/$(WORLDVIEW).jsonl 2>/dev/null | grep -q . || { echo "make: unknown WORLDVIEW=$(WORLDVIEW): no data/$(WORLDVIEW).jsonl and no prompts to make it from" >&2; exit 2; }
 	@$(foreach arm,$(ARM),$(PY) train.py --base $(MODEL_DIR) --arm $(arm) --worldview $(WORLDVIEW) --n $(N) --seed $(SEED) --out $(call run,$(arm)) $(TRAIN_FLAGS) &&) true
 
 eval: venv ## ask BASE and the trained arms the probes of WORLDVIEW -> results/<worldview>/<base>-n<N>/
