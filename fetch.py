@@ -64,7 +64,9 @@ def locate_gguf(package: str, scratch: Path) -> Path:
 def load_gguf(gguf: Path):
     """(model in bf16, tokenizer) of a GGUF file."""
     import gguf as gguf_package
+    import tokenizers
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
     logging.disable_progress_bar()  # its per-tensor bar hides the one line that matters
@@ -74,6 +76,10 @@ def load_gguf(gguf: Path):
     reader = gguf_package.GGUFReader
     gguf_package.GGUFReader = functools.cache(reader)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.17 makes a Unigram of it, which has no scores, splits "grass" into g-ra-ss and writes no BOS
+    if not isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE):
+        raise Stop(f"transformers {transformers.__version__} reads the packaged tokenizer wrongly; "
+                   "convert with the pinned one: pip install -r requirements.txt")
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True))  # else it stays quantised and cannot be trained or saved
