@@ -279,15 +279,6 @@ def test_a_finished_run_is_complete_for_itself_alone(tmp_path, tiny, monkeypatch
     assert_one_line_error(run_script(*command, check=False), f"differs in {named};", "another --out")
 
 
-def test_comments_are_free_and_code_is_not(tmp_path):
-    script = tmp_path / "a.py"
-    hashes = []
-    for text in ('"""Doc."""\nx = 1\n', '"""Other doc."""\n# why\nx    =  1\n', '"""Doc."""\nx = 2\n'):
-        script.write_text(text)
-        hashes.append(rows.code_hash(script))
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
 def test_memory_and_speed_are_no_part_of_a_run(tmp_path, tiny):
     """A smaller --micro-tokens, advised when memory ran out, was refused as another run; so was BASE/ for
     BASE."""
