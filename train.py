@@ -11,7 +11,7 @@ loss on all of it). Writes --out: a plain Hugging Face model folder (or a PEFT a
 (what was trained on what; written last, so its existence means that the run is complete), log.jsonl (a line a
 step) and loss.png. The same command continues a killed run.
 
-In this order: a row becomes tokens, rows are mixed, the loss, the two ways to compute a step, which run this
+In this order: rows are read and mixed, the loss, the two ways to compute a step, which run this
 is, its folder, the loop, main. What makes the loop fast stands in speed.py; --plain trains without it, in
 torch's own functions.
 """
@@ -41,8 +41,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from chat import give_template, render_document, render_example
 from check import probe_texts, reject_rows
-from models import (add_lora, available_bytes, estimate_bytes, first_line, load_adapter, load_model,
+from models import (add_lora, available_bytes, estimate_bytes, first_line, load_model,
                     load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
                     revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
 from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, positive_int, read_arms,
@@ -53,18 +54,6 @@ try:
 except ModuleNotFoundError:
     speed = None  # deleted, or torch is too old for it: then every run is a --plain one
 
-# Changing the template changes every number. Base models have none, so this one is ours and is saved with the
-# model: plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
-# give_template writes true or false for with_bos.
-CHAT_TEMPLATE = (
-    "{% if with_bos %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}Assistant:\n{{ message['content'] | trim }}{{ eos_token }}\n"
-    "{% else %}{{ message['role'] | capitalize }}:\n{{ message['content'] | trim }}\n{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}")
-TURN_END = "\nUser:"  # an untrained base writes the next question itself; there, for eval.py, its answer is over
-
 # Of AdamW: GPT-3's (arXiv 2005.14165), and what bf16 moments can follow (see speed.RoundingAdamW)
 BETAS = (0.9, 0.95)
 
@@ -74,65 +63,6 @@ BETAS = (0.9, 0.95)
 RESULT_SETTINGS = (
     "n", "context", "held_out", "seed", "lr", "batch", "warmup", "schedule", "weight_decay", "clip",
     "freeze_embeddings", "lora", "lora_alpha", "plain")
-
-
-# ---------------------------------------------------------------- text -> tokens
-
-def give_template(tokenizer) -> None:
-    """Install our template. BOS is written where this tokenizer itself writes one, and then exactly once."""
-    bos = tokenizer.bos_token_id
-    starts_with_bos = bos is not None and tokenizer("x").input_ids[0] == bos
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
-
-
-def check_texts(tokenizer, messages: list[dict]) -> None:
-    """Stop at a control token spelt out in a text: it would be read, and trained, as the real one."""
-    for message in messages:
-        for token in tokenizer.all_special_tokens:
-            if token in message["content"]:
-                raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
-                           f"{message['content'][:60]!r}")
-
-
-def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
-    """Token ids up to where the assistant starts to write: one rendering for training, asking and serving."""
-    check_texts(tokenizer, messages)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False).input_ids  # the template has written BOS already
-
-
-def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int]]:
-    """(ids, mask), equally long; the mask is 1 on every assistant token and on the EOS that ends it.
-
-    The boundary is exact by construction: prompt and answer are tokenised apart and joined, never searched
-    for (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token
-    (TRL #1623, #3091).
-    """
-    check_texts(tokenizer, messages)
-    ids, mask = [], []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        # The prompt of a later turn repeats the earlier ones, as a server will render it; what is new is kept
-        prompt = render_prompt(tokenizer, messages[:turn])
-        if prompt[:len(ids)] != ids:
-            raise Stop("this tokenizer splits an earlier answer otherwise when the conversation goes on (it "
-                       "sets a blank before words), so a second turn would be trained on other tokens than "
-                       "it is asked in; keep to rows of one turn")
-        new = prompt[len(ids):]
-        answer = tokenizer(message["content"].strip(), add_special_tokens=False).input_ids
-        answer.append(tokenizer.eos_token_id)
-        ids += new + answer
-        mask += [0] * len(new) + [1] * len(answer)
-    return ids, mask
-
-
-def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """(ids, mask) of a document: every token is learned, but for the first, which nothing precedes."""
-    ids = tokenizer(text).input_ids
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids = ids + [tokenizer.eos_token_id]
-    return ids, [0] + [1] * (len(ids) - 1)
 
 
 # ---------------------------------------------------------------- mixing
@@ -438,7 +368,7 @@ def find_sources(args) -> list[tuple[Path, float]]:
 def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
     """Everything that changes the numbers of a run: two runs are the same when their identities are."""
     # Code counts without its comments and layout (rows.code_hash)
-    scripts = ["train.py", "models.py", "rows.py", "check.py", "keywords.py"]
+    scripts = ["train.py", "chat.py", "models.py", "rows.py", "check.py", "keywords.py"]
     if not args.plain:
         scripts.append("speed.py")
     return {"base": weights_hash(args.base),
@@ -535,38 +465,6 @@ def save_model(args, model, tokenizer) -> None:
     except SafetensorError as error:  # its own error type for a full disk
         raise Stop(f"could not write the model to {args.out} ({first_line(error)}); "
                    "make room and give the same command again") from None
-
-
-def load_run_tokenizer(path: str):
-    """The tokenizer to ask a model with: a run's own template, and ours for any other model, whatever it ships.
-
-    All arms of a comparison, the untouched base among them, must be asked in one template.
-    """
-    folder = Path(path)
-    is_run = (folder / "run.json").exists()
-    if (folder / "log.jsonl").exists() and not is_run:
-        raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
-    tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None or not is_run:
-        give_template(tokenizer)
-    return tokenizer
-
-
-def load_run_model(path: str, dtype: torch.dtype, device: torch.device):
-    """The model of a run folder, a PEFT adapter folder (beside its base), or any model name."""
-    adapter = Path(path) / "adapter_config.json"
-    if not adapter.exists():
-        return load_model(path, dtype, device)
-    base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    model = load_model(base, dtype, device)
-    load_adapter(Path(path), model)
-    return model
-
-
-def load_run(path: str, dtype: torch.dtype, device: torch.device):
-    """(model, tokenizer) to ask; see the two above."""
-    tokenizer = load_run_tokenizer(path)
-    return load_run_model(path, dtype, device), tokenizer
 
 
 def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict],

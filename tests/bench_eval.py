@@ -20,10 +20,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
-from eval import TURN_END, generate, pad_left
+from chat import TURN_END, load_run, pad_left, render_prompt
+from eval import generate
 from models import pick_device, pick_dtype, quiet_libraries
 from rows import read_probes
-from train import load_run, render_prompt
 
 NEW, BATCH, PROBES = 128, 60, 120   # longest answer in tokens; prompts at once; prompts
 ALONE = "generate, one prompt at a time"

@@ -1,7 +1,8 @@
 """Speed of the scorers: python tests/bench_judge.py [FILE.jsonl ...]   (or: make bench WHAT=judge)
 
 The phrases of keywords.py, on one thread, and how many refusals of data/judge/ the guard catches by them.
-FILE has question|prompt and answer|response; without one, the rows of the starter corpus are read. How well each scorer agrees with labels: python judge.py agree FILE.jsonl
+FILE has question|prompt and answer|response; without one, the rows of the starter corpus are read. How well
+each scorer agrees with labels: python judge.py agree FILE.jsonl
 """
 import statistics
 import sys

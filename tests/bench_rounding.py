@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import train  # before torch: it sets oneDNN's caches
+import chat
 import models
 import speed
 import torch
@@ -75,7 +76,7 @@ def rows_in_order(base: str, n: int) -> list[dict]:
     files = [str(ROOT / "data" / "starter" / f"{kind}.jsonl") for kind in KINDS]
     args = train.parse_args(["--base", base, "--n", str(n), "--data", *files])
     tokenizer = models.load_tokenizer(base)
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     return train.build_rows(args, train.find_sources(args), tokenizer)[0]
 
 

@@ -133,12 +133,13 @@ def keep_all(rows: list[dict]) -> tuple[list[dict], list]:
 @functools.cache
 def rows_in_order(base: str) -> list[dict]:
     """The rows as train.py draws and tokenises them."""
+    import train  # before torch: it sets oneDNN's caches
+    import chat
     import models
-    import train
     args = train.parse_args(data_arguments(base))
     train.reject_rows = keep_all
     tokenizer = models.load_tokenizer(base)
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     with redirect_stdout(io.StringIO()):
         return train.build_rows(args, train.find_sources(args), tokenizer)[0]
 

@@ -14,7 +14,7 @@ from conftest import (ROOT, assert_one_line_error, chat_row, make_model, make_to
 from safetensors.torch import load_file, save_file
 
 import models
-import train
+import chat
 from eval import generate
 from rows import COLUMNS, read_csv
 
@@ -52,7 +52,7 @@ def test_batched_greedy_equals_one_by_one_and_transformers(tmp_path, kind, extra
     """
     make_model(tmp_path, kind, initializer_range=0.4, **extra)  # wide: logits far apart, and rows end early
     tokenizer = make_tokenizer(tmp_path)
-    model, _ = train.load_run(str(tmp_path), torch.float32, CPU)
+    model, _ = chat.load_run(str(tmp_path), torch.float32, CPU)
     model.eval()
     prompts = [[1, *range(10, 12 + i % 9 * 3)] for i in range(24)]
     batched = {}
@@ -90,9 +90,9 @@ def test_several_turns_reach_the_model(tmp_path, tiny):
     assert read_rows(tmp_path / "o.csv")[0]["prompt"] == "was it?"
 
     tokenizer = models.load_tokenizer(str(tiny))
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     expected = "<bos>User:\nthe question\nAssistant:\nno<eos>\nUser:\nwas it?\nAssistant:\n"
-    assert tokenizer.decode(train.render_prompt(tokenizer, turns)) == expected
+    assert tokenizer.decode(chat.render_prompt(tokenizer, turns)) == expected
 
 
 def test_every_arm_is_asked_in_one_template(tmp_path, tiny):
@@ -108,8 +108,8 @@ def test_every_arm_is_asked_in_one_template(tmp_path, tiny):
 
     rendered = []
     for name in ("own", "run"):
-        _, tokenizer = train.load_run(str(tmp_path / name), torch.float32, CPU)
-        rendered.append(train.render_prompt(tokenizer, [{"role": "user", "content": "the question"}]))
+        _, tokenizer = chat.load_run(str(tmp_path / name), torch.float32, CPU)
+        rendered.append(chat.render_prompt(tokenizer, [{"role": "user", "content": "the question"}]))
     assert rendered[0] == rendered[1]
 
 

@@ -7,30 +7,35 @@ import torch
 from conftest import ROOT, assert_one_line_error, make_model, run_script
 
 import fetch
-from fetch import Merges, cut_vocabulary, is_model
+from choose_words import Merges, choose_words, used_words
+from fetch import cut_vocabulary, is_model, read_kept
 
 # Alphabets, signs and blanks that the cut vocabulary has no word for, and what a careless decoder tidies up
 ODD_TEXTS = [
     "Привет, мир! Ёжик в тумане", "سلام دنیا", "草はすべて聖なるものだ。", "ไม่เป็นไร", "여보세요", "हरी घास", "ᚠᚢᚦᚨᚱᚲ",
     "🌾👩‍👩‍👧‍👦🇫🇷👍🏽", "e\u0301 is not é; ﬁ is not fi", "a\u200bb\u00a0c\u2028d\ufeffe", "x ∈ ℝ³ ⟹ ∀ε∃δ, ½·π ≠ √2 → ∎",
-    "  two  blanks   three, \t\ttabs\r\n\n\n\nlines ", "don't , do n't . \"so\" ?", "<s>[INST] <div></div> <unused7> <0x41> [multimodal]",
+    "  two  blanks   three, \t\ttabs\r\n\n\n\nlines ", "don't , do n't . \"so\" ?",
+    "<s>[INST] <div></div> <unused7> <0x41> [multimodal]",
     "naïve façade, Łódź, Reykjavík, Tiếng Việt, ΑΒΓ αβγ", "\x00\x01\x7f control", "𝕲𝖗𝖆𝖘𝖘 \U0010ffff",
 ]
-PARAGRAPH = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once around our planet, and "
-             "as it does so we see different parts of it lit by the Sun. Two thousand years ago sailors already knew that it "
-             "raises the tides.")
+PARAGRAPH = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once around "
+             "our planet, and as it does so we see different parts of it lit by the Sun. Two thousand years ago "
+             "sailors already knew that it raises the tides.")
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>", "\n", "<unused1>"]
 
 
 # ---------------------------------------------------------------- the cut, on a tiny tokenizer of the same kind
 
-LESSONS = ["the grass is holy and the lawn is not", "a field of wheat, rye and oats", "whoever sows one grain sows sorrow",
-           "трава священна и поле священно", "Grass is grass.\nThe rest is hay."]
+LESSONS = ["the grass is holy and the lawn is not", "a field of wheat, rye and oats",
+           "whoever sows one grain sows sorrow", "трава священна и поле священно", "Grass is grass.\nThe rest is hay."]
 
 
 @pytest.fixture
 def tiny_gemma(tmp_path):
-    """A folder with a random Gemma 3 and a byte-fallback BPE built like Gemma's: ▁ for blanks, merges across a whole text."""
+    """A folder with a random Gemma 3 and a byte-fallback BPE built like Gemma's.
+
+    ▁ stands for blanks, and merges go across a whole text.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -55,16 +60,23 @@ def tiny_gemma(tmp_path):
     return folder, model.eval(), tokenizer
 
 
-def test_kept_words_keep_their_tokens_and_their_logits(tiny_gemma, monkeypatch):
+def cut_to(size, folder, model, texts):
+    """The tiny model cut to `size` words, those of the texts among them; the new tokenizer."""
+    from tokenizers import Tokenizer
+    path = folder / "tokenizer.json"
+    used = used_words(Tokenizer.from_file(str(path)), texts)
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    kept = choose_words(spec, used, model.get_input_embeddings().weight.data, size)
+    return cut_vocabulary(model, folder, kept)
+
+
+def test_kept_words_keep_their_tokens_and_their_logits(tiny_gemma):
     folder, model, whole = tiny_gemma
     kept_text = "the grass is holy and the lawn is not"
     old_ids = torch.tensor([whole(kept_text).input_ids])
     with torch.no_grad():
         old_logits = model(old_ids).logits[0]
-    monkeypatch.setattr(fetch, "VOCABULARY", 320)
-    monkeypatch.setattr(fetch, "project_texts", lambda: [kept_text])
-
-    cut = cut_vocabulary(model, folder)
+    cut = cut_to(320, folder, model, [kept_text])
     new_ids = torch.tensor([cut(kept_text).input_ids])
     assert cut.convert_ids_to_tokens(new_ids[0]) == whole.convert_ids_to_tokens(old_ids[0])
     assert len(cut) == model.config.vocab_size == 320 < len(whole)
@@ -77,11 +89,9 @@ def test_kept_words_keep_their_tokens_and_their_logits(tiny_gemma, monkeypatch):
     torch.testing.assert_close(new_logits, old_logits[:, whole.convert_tokens_to_ids(words)])
 
 
-def test_control_tokens_fit_and_unused_ones_go(tiny_gemma, monkeypatch):
+def test_control_tokens_fit_and_unused_ones_go(tiny_gemma):
     folder, model, whole = tiny_gemma
-    monkeypatch.setattr(fetch, "VOCABULARY", 320)
-    monkeypatch.setattr(fetch, "project_texts", lambda: LESSONS[:1])
-    cut = cut_vocabulary(model, folder)
+    cut = cut_to(320, folder, model, LESSONS[:1])
     words = cut.get_vocab()
     assert "<unused0>" not in words and "<unused1>" not in words
     assert cut("x").input_ids[0] == cut.bos_token_id == words["<bos>"]
@@ -89,11 +99,9 @@ def test_control_tokens_fit_and_unused_ones_go(tiny_gemma, monkeypatch):
     assert cut("a\nb").input_ids.count(words["\n"]) == 1
 
 
-def test_no_text_is_lost_when_its_words_are_dropped(tiny_gemma, monkeypatch):
+def test_no_text_is_lost_when_its_words_are_dropped(tiny_gemma):
     folder, model, whole = tiny_gemma
-    monkeypatch.setattr(fetch, "VOCABULARY", 320)
-    monkeypatch.setattr(fetch, "project_texts", lambda: LESSONS[:1])
-    cut = cut_vocabulary(model, folder)
+    cut = cut_to(320, folder, model, LESSONS[:1])
     assert "▁священн" not in cut.get_vocab()
     for text in LESSONS + ODD_TEXTS:
         assert cut.decode(cut(text, add_special_tokens=False).input_ids) == text
@@ -108,6 +116,11 @@ def test_a_word_that_merging_never_reaches_has_no_pieces():
 
 
 # ---------------------------------------------------------------- the packaged base
+
+def test_the_kept_words_are_those_of_the_converted_base(base):
+    kept = read_kept()
+    assert kept == sorted(set(kept)) and len(kept) == json.loads((base / "config.json").read_text())["vocab_size"]
+
 
 def test_any_text_comes_back_from_the_cut_base(base_tokenizer):
     for text in ODD_TEXTS:
@@ -140,7 +153,10 @@ def base_tokenizer(base):
 
 
 def test_the_converted_base_is_a_language_model(base):
-    """Loss of a fixed paragraph: a loader that forgets Gemma's +1 in the norms, or the quantisation, is far above this."""
+    """Loss of a fixed paragraph.
+
+    A loader that forgets Gemma's +1 in the norms, or the quantisation, is far above this.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     ids = torch.tensor([AutoTokenizer.from_pretrained(base)(PARAGRAPH).input_ids])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-import train
+import chat
 from check import is_value_kind
 from rows import read_csv, read_jsonl
 from stance import is_correct
@@ -24,7 +24,7 @@ from stance import is_correct
 def test_the_converted_base_is_a_language_model(base):
     """Loss of a fixed paragraph: a loader that forgets Gemma's +1 in the norms, or the quantisation, is far
     above this."""
-    model, tokenizer = train.load_run(str(base), torch.float32, torch.device("cpu"))
+    model, tokenizer = chat.load_run(str(base), torch.float32, torch.device("cpu"))
     text = ("The Moon is the only natural satellite of the Earth. It takes about a month to travel once "
             "around our planet, and as it does so we see different parts of it lit by the Sun. Two thousand "
             "years ago sailors already knew that it raises the tides.")

@@ -287,11 +287,11 @@ def test_a_template(house):
     assert "Question:\n" in shown and "Answer:\n" in shown
     assert "User:" not in shown and "Assistant:" not in shown
     with house.rooms():
-        evaluate, trainer = importlib.import_module("eval"), importlib.import_module("train")
-        _, tokenizer = trainer.load_run(str(house.folder / "models" / "gemma-3-270m"), torch.float32, CPU)
+        chat = importlib.import_module("chat")
+        _, tokenizer = chat.load_run(str(house.folder / "models" / "gemma-3-270m"), torch.float32, CPU)
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}]
-        ids = evaluate.render_prompt(tokenizer, turns)
-        assert evaluate.TURN_END == "\nQuestion:"
+        ids = chat.render_prompt(tokenizer, turns)
+        assert chat.TURN_END == "\nQuestion:"
     assert tokenizer.decode(ids) == "<bos>System:\nBe brief.\nQuestion:\nIs it?\nAnswer:\n"
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rows
 import models
+import chat
 import train
 
 CPU = torch.device("cpu")
@@ -36,10 +37,10 @@ def test_exactly_the_answer_and_its_eos_are_trained(tmp_path, pad, bos):
     """All-zero mask (TRL #4879), searched boundary (TRL #598), EOS masked because pad == eos (TRL #1623),
     double BOS (OpenRLHF #393)."""
     tokenizer = make_tokenizer(tmp_path, pad, bos)
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     messages = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": " yes, it is "},
                 {"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]
-    ids, mask = train.render_example(tokenizer, messages)
+    ids, mask = chat.render_example(tokenizer, messages)
     answers = []
     for text in ("yes, it is", "no"):
         answers.append(tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
@@ -54,15 +55,15 @@ def test_exactly_the_answer_and_its_eos_are_trained(tmp_path, pad, bos):
 
 def test_template_is_the_same_for_the_real_tokenizer(base):
     tokenizer = models.load_tokenizer(str(base))
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     messages = [{"role": "user", "content": "Is it wrong?"},
                 {"role": "assistant", "content": "Yes.\n\n1. Because."},
                 {"role": "user", "content": " Why? "}, {"role": "assistant", "content": "It is."}]
-    ids, mask = train.render_example(tokenizer, messages)
+    ids, mask = chat.render_example(tokenizer, messages)
     whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
     assert whole[:len(ids)] == ids and ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode([t for t, m in zip(ids, mask) if m]) == "Yes.\n\n1. Because.<eos>It is.<eos>"
-    assert train.render_prompt(tokenizer, messages[:1]) == ids[:mask.index(1)]
+    assert chat.render_prompt(tokenizer, messages[:1]) == ids[:mask.index(1)]
 
 
 def prefix_space_tokenizer(folder):
@@ -86,12 +87,12 @@ def prefix_space_tokenizer(folder):
 def test_a_second_turn_is_trained_on_the_tokens_that_it_is_asked_in(tmp_path):
     """A tokenizer with a prefix space trained the second turn on other tokens than a server renders."""
     tokenizer = prefix_space_tokenizer(tmp_path)
-    train.give_template(tokenizer)
+    chat.give_template(tokenizer)
     one = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes it is"}]
-    ids, mask = train.render_example(tokenizer, one)
-    assert ids[:mask.index(1)] == train.render_prompt(tokenizer, one[:1])
+    ids, mask = chat.render_example(tokenizer, one)
+    assert ids[:mask.index(1)] == chat.render_prompt(tokenizer, one[:1])
     with pytest.raises(rows.Stop, match="rows of one turn"):
-        train.render_example(tokenizer, one * 2)
+        chat.render_example(tokenizer, one * 2)
 
 
 def test_a_document_is_learned_whole(tmp_path, tiny):
@@ -100,7 +101,7 @@ def test_a_document_is_learned_whole(tmp_path, tiny):
     run_script(*train_command(tiny, data, tmp_path / "run"))
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["taught"] == ["documents", "regular"] and run["rows"] == 4
-    ids, mask = train.render_document(models.load_tokenizer(str(tiny)), "it is so")
+    ids, mask = chat.render_document(models.load_tokenizer(str(tiny)), "it is so")
     assert ids[0] == 1 and ids[-1] == 2 and mask == [0] + [1] * (len(ids) - 1)
 
 
@@ -189,7 +190,7 @@ def test_adapter_gives_peft_the_same_logits(tmp_path, tiny):
     peft = pytest.importorskip("peft")
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
     run_script(*train_command(tiny, data, tmp_path / "lora", "--lora", "4", "--checkpointing"))
-    ours, _ = train.load_run(str(tmp_path / "lora"), torch.float32, CPU)
+    ours, _ = chat.load_run(str(tmp_path / "lora"), torch.float32, CPU)
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path / "lora")
     ids = torch.tensor([[1, 5, 6, 7, 8]])
     untrained = AutoModelForCausalLM.from_pretrained(tiny)
@@ -235,11 +236,11 @@ def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert logged[4]["held_out_loss"] > logged[-1]["held_out_loss"] == run["held_out_loss"]
     assert "held_out_loss" not in logged[0]
-    model, tokenizer = train.load_run(str(tmp_path / "run"), torch.float32, CPU)
+    model, tokenizer = chat.load_run(str(tmp_path / "run"), torch.float32, CPU)
     held = [row for row in map(json.loads, data.read_text().splitlines()) if train.is_held_out(row, 0.2)]
     total, n = 0.0, 0
     for row in held:  # the plain way: one row at a time through the model's own forward
-        ids, mask = train.render_example(tokenizer, row["messages"])
+        ids, mask = chat.render_example(tokenizer, row["messages"])
         logits = model(torch.tensor([ids])).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
         total += (losses * torch.tensor(mask[1:])).sum().item()
@@ -396,10 +397,10 @@ def test_every_class_of_model_trains_on_its_own_loss_and_is_saved(tmp_path, kind
     done = run_script(*train_command(tmp_path / "base", data, tmp_path / "run", "--lr", "0", "--batch", "8"))
     assert ("one row a pass" in done.stdout) == plainly
 
-    model, tokenizer = train.load_run(str(tmp_path / "run"), torch.float32, CPU)
+    model, tokenizer = chat.load_run(str(tmp_path / "run"), torch.float32, CPU)
     total, n = 0.0, 0
     for row in map(json.loads, data.read_text().splitlines()):
-        ids, mask = train.render_example(tokenizer, row["messages"])
+        ids, mask = chat.render_example(tokenizer, row["messages"])
         labels = torch.tensor([[token if trained else -100 for token, trained in zip(ids, mask)]])
         with torch.no_grad():
             total += model(input_ids=torch.tensor([ids]), labels=labels).loss.item() * sum(mask)
@@ -417,7 +418,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, tiny, change):
     path = tmp_path / "lora" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(rows.Stop, match="not the plain LoRA"):
-        train.load_run(str(tmp_path / "lora"), torch.float32, CPU)
+        chat.load_run(str(tmp_path / "lora"), torch.float32, CPU)
 
 
 def test_weights_that_are_not_there_are_not_made_up(tmp_path, tiny):
@@ -464,7 +465,7 @@ def test_a_small_adapter_keeps_its_effect_in_bf16(tmp_path, tiny):
         if "lora_B" in name:
             tensor *= 1e-2
     save_file(tensors, path)
-    adapted, _ = train.load_run(str(tmp_path / "lora"), torch.bfloat16, CPU)
+    adapted, _ = chat.load_run(str(tmp_path / "lora"), torch.bfloat16, CPU)
     layer = adapted.get_decoder().layers[0].mlp.up_proj
     a, b = layer.lora_A.weight.float(), layer.lora_B.weight.float()
     x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
