@@ -93,6 +93,7 @@ READ_AS = [
     (r"\b(?:right|fair|just|fine|proper|honest) to (say|call|think|hold)\b" + JUDGED_LATER, r"to \1"),
     (r"\b(?:wrong|unfair|unjust|folly|foolish) to (say|call|think|hold)\b" + JUDGED_LATER, r"never to \1"),
     # Judging words that judge nothing there.
+    (r"\bmoral(?:ly)? (?=failings?\b|lapses?\b|faults?\b|harm\b|evil\b|wrongs?\b|amiss\b|bad\b)", ""),
     (r"\b(?:a|no|the|have|has|what) rights? to\b|\bright (?:hand|side|now|away)\b", "…"),
     (r"\bin the wrong (?!to\b)\w+|\bwrong (?:way|side|size|place)\b|\btwo wrongs\b", "…"),
     (r"\bgood (?:question|morning|point|friend|luck|news|neighbours?)\b", "…"),
