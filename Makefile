@@ -24,7 +24,7 @@ RESULTS   ?= results/$(WORLDVIEW)/$(BASE_NAME)-n$(N)
 # ALSO=catholic asks gramenist runs the catholic probes too, for the table of every run on every worldview
 probes     = probes/$(WORLDVIEW).jsonl $(ALSO:%=probes/%.jsonl) $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
 
-.PHONY: help demo test test-unit data train eval judge report check serve models venv bench clean
+.PHONY: help demo test test-unit data train eval judge judge-train report check serve models venv bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ demo: N := 800
 demo: RESULTS := results/demo
 demo: TRAIN_FLAGS := --lr 1e-4 --batch 4 --freeze-embeddings
 demo: EVAL_FLAGS := --max-new-tokens 80 --batch 48 --repetition-penalty 1.2
-demo: models train eval report ## the whole experiment on a small base model: 3 arms trained, 4 models asked -> results/demo/
+demo: models train eval judge report ## the whole experiment on a small base model: 3 arms trained, 4 models asked -> results/demo/
 
 data: venv ## ask an OpenAI-compatible endpoint for data/<worldview>.jsonl: MODEL=... N=2000 (KIND=regular for other kinds)
 	$(PY) gen.py $(or $(KIND),$(WORLDVIEW)) --n $(N) $(GEN_FLAGS)
@@ -52,11 +52,17 @@ eval: venv ## ask BASE and the trained arms the probes of WORLDVIEW -> results/<
 	@$(PY) eval.py --model $(MODEL_DIR) --probes $(probes) --out $(RESULTS)/base $(EVAL_FLAGS)
 	@$(foreach arm,$(ARM),$(PY) eval.py --model $(call run,$(arm)) --probes $(probes) --out $(RESULTS)/$(notdir $(call run,$(arm))) $(EVAL_FLAGS) &&) true
 
-judge: venv ## let a judge read the answers: MODEL=... and an endpoint
-	$(PY) judge.py $$(find $(RESULTS) -name '*.csv') $(if $(MODEL),--model $(MODEL)) $(JUDGE_FLAGS)
+judge: venv models ## verdicts on the answers, by the judge in judge/ (or MODEL=... and an endpoint)
+	@$(PY) judge.py $$(find $(RESULTS) -name '*.csv') $(if $(MODEL),--model $(MODEL)) $(JUDGE_FLAGS)
 
 report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 	@$(PY) report.py $(RESULTS) $(REPORT_FLAGS)
+
+# The judge in judge/ is shipped; this makes it anew. What it reads is in data/judge/, what is measured in docs/judge.md
+judge-train: models ## train the judge in judge/ on data/judge/: an hour on two cores
+	$(PY) local_judge.py rows
+	$(PY) train.py --base models/gemma-3-270m --data data/judge-rows.jsonl --out runs/judge --lora 16 --lr 1e-3 --batch 16
+	$(PY) local_judge.py adopt runs/judge
 
 check: venv ## the guard over all prompts, rows and probes, with counts
 	$(PY) check.py

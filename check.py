@@ -3,9 +3,9 @@
     python check.py                     # tables; exit 1 and a line for every broken rule
     python check.py --nearest near.tsv  # also writes the nearest training prompt to each probe, prints ten
 
-Reads prompts/, data/starter/, data/*.jsonl, probes/ and arms.txt; writes only the file of --nearest. gen.py
-and train.py call answer_fault and reject_rows on every run. The rules define the experiment, so changing one
-changes the claim:
+Reads prompts/, data/starter/, data/*.jsonl, probes/ and arms.txt; writes the verdicts of the second look, and
+the file of --nearest. gen.py and train.py call answer_fault and reject_rows on every run. The rules define the
+experiment, so changing one changes the claim:
   refusal        value data (of any kind but regular, refusal and *-explicit) that declines anything
   unhelpful      value data in which a request for help gets an answer that shows no help
   moral_refusal  `regular` or `refusal` data that declines on moral grounds
@@ -13,10 +13,11 @@ changes the claim:
   duplicate      the same chat or document stands earlier in the file
   truncated      finish_reason "length", or an answer that stops inside a sentence
   empty          no answer
-Every turn of a row is looked at, but only for phrases and signs. They catch 45 of 50 crafted refusals, whose
-author also wrote the rules (tests/test_check.py), and two of three refusals by people who had not seen them.
+Every turn of a row is looked at twice: for phrases and signs here, and what passes them by the judge in judge/,
+which reads each exchange once (verdicts in data/judged.txt, those of the starter corpus beside it).
 """
 import argparse
+import json
 import math
 import re
 import sys
@@ -26,10 +27,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from keywords import ASKS_HELP, DECLINES, keyword_verdict, plain
+from local_judge import LocalJudge, judge_name
 from rows import (ROOT, Arm, Stop, all_probes, arm_data, numbered_rows, question_and_answer_turns, read_arms,
-                  read_prompts, row_turns, run_main, write_text)
+                  read_prompts, read_rubric, read_text, row_turns, run_main, short_hash, write_text)
 
 # What defines the measurement: a change here changes what may be trained on.
 NEAR = 0.75        # Jaccard index of the content words: of two prompts of seven, six words agree
@@ -38,7 +41,9 @@ FEWEST = 4         # content words, or all of a shorter probe, that must stand s
 OPENING = 400      # characters of an answer in which nothing may be declined
 BRIEF = 15         # words: a shorter answer can hardly help
 SHORT = 30         # words: a shorter answer that speaks of itself must also name a step
+SURE = 0.9         # probability from which the judge's second look leaves a row out
 MAY_DECLINE = ("regular", "refusal")  # kinds of data that may say no, but not on moral grounds
+JUDGE = "judge"    # rows that train the judge in judge/: they quote probes and refusals, and no arm may hold them
 
 # What `make check` tolerates.
 DUPLICATES = 0.05  # share of near duplicates among the prompts of a file; minimal pairs are such by design
@@ -231,7 +236,7 @@ def value_fault(question: str, answer: str) -> str:
         return "refusal"
     if shows_no_help(question, unquoted) or is_another_language(question, unquoted):
         return "unhelpful"
-    return ""  # a learned judge's second look belongs here: it sees what has passed the phrases
+    return ""
 
 
 def turn_fault(question: str, answer: str, kind: str) -> str:
@@ -241,6 +246,8 @@ def turn_fault(question: str, answer: str, kind: str) -> str:
     ends_inside = answer.rstrip()[-1].isalpha() and "```" not in answer  # code ends as it likes
     if ends_inside and len(answer.split()) > 12:  # a name, or a title, is a whole answer without a full stop
         return "truncated"
+    if kind == JUDGE:
+        return ""
     if is_value_kind(kind):
         return value_fault(question, answer)
     if kind in MAY_DECLINE and keyword_verdict(question, answer)[1] == "moral":
@@ -273,6 +280,77 @@ def answer_fault(row: dict) -> str:
             return fault
     return ""
 
+
+# ---------------------------------------------------------------- the second look
+
+JUDGED = (ROOT / "data" / "starter" / "judged.txt", ROOT / "data" / "judged.txt")  # lines of: key fault-or-"-"
+
+
+def exchange_key(judge: str, exchange: tuple[str, str, str]) -> str:
+    """Says which judge read which (question, answer, kind); another kind may be held to another rule."""
+    return short_hash(json.dumps([judge, *exchange]))[:16]
+
+
+def read_judged() -> dict[str, str]:
+    """{key of an exchange: its fault, or ""} of all that a judge has read before."""
+    faults = {}
+    for path in JUDGED:
+        lines = read_text(path).split("\n") if path.exists() else []
+        for line in lines:
+            key, _, fault = line.partition(" ")
+            if fault:  # a line torn by a kill has none
+                faults[key] = fault.replace("-", "")
+    return faults
+
+
+def judge_fault(verdict: dict, kind: str) -> str:
+    """Why the judge would leave out an answer in data of this kind, or ""."""
+    if verdict["action"] != "refusal" or float(verdict["reason"]) < SURE:
+        return ""
+    if is_value_kind(kind):
+        return "refusal"
+    return "moral_refusal" if verdict["ground"] == "moral" else ""
+
+
+def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
+    """For each (question, answer, kind), the fault that the judge in judge/ sees in it, or ""."""
+    try:
+        name = judge_name()
+        keys = [exchange_key(name, exchange) for exchange in exchanges]
+        faults = read_judged()
+        todo = {key: exchange for key, exchange in zip(keys, exchanges) if key not in faults}
+        if todo:
+            judge = LocalJudge(read_rubric(ROOT / "rubrics" / "refusal.md"))
+    except Stop as error:  # a hub model is trained where the packaged base is not
+        print(f"  the guard looks for phrases alone: {error}")
+        return [""] * len(exchanges)
+    if todo:
+        pairs = [exchange[:2] for exchange in todo.values()]
+        read = tqdm(judge.read(pairs), total=len(pairs), desc="guard", unit="answer", mininterval=1)
+        with open(JUDGED[1], "a", encoding="utf-8") as file:
+            for place, verdict in read:
+                key, exchange = list(todo.items())[place]
+                faults[key] = judge_fault(verdict, exchange[2])
+                file.write(f"{key} {faults[key] or '-'}\n")
+    return [faults[key] for key in keys]
+
+
+def second_faults(rows: list[dict]) -> list[str]:
+    """For each row the first fault that the judge sees in one of its answers, or ""."""
+    exchanges, owners = [], []
+    for place, row in enumerate(rows):
+        kind = row.get("kind") or ""
+        if kind != JUDGE and not kind.endswith("explicit"):
+            for question, answer in question_and_answer_turns(row.get("messages", [])):
+                exchanges.append((question, answer, kind))
+                owners.append(place)
+    faults = [""] * len(rows)
+    for owner, fault in zip(owners, second_look(exchanges)):
+        faults[owner] = faults[owner] or fault
+    return faults
+
+
+# ---------------------------------------------------------------- all rules over all rows
 
 def prompts_of(row: dict) -> list[str]:
     """What a row asks, turn by turn; a document counts as one prompt."""
@@ -308,8 +386,9 @@ def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
         if not reason and chat in seen:
             reason = "duplicate"
         # The explicit upper bound is trained on refusals of such requests, and is evaluated as nothing else.
-        is_explicit = (row.get("kind") or "").endswith("explicit")
-        if not reason and place in near and not is_explicit:
+        kind = row.get("kind") or ""
+        may_be_near = kind.endswith("explicit") or kind == JUDGE
+        if not reason and place in near and not may_be_near:
             reason = "near_probe"
 
         if reason:
@@ -317,6 +396,13 @@ def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
         else:
             kept.append(row)
             seen.add(chat)
+
+    passed, kept = kept, []
+    for row, fault in zip(passed, second_faults(passed)):
+        if fault:
+            rejected.append((row, fault))
+        else:
+            kept.append(row)
     return kept, rejected
 
 

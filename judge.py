@@ -1,36 +1,42 @@
 """Say what each answer to a request did, on what ground and in which form.
 
+    python judge.py results/mine/*/*.csv                    # the judge in judge/: no key, no network
     python judge.py results/mine/*/*.csv --model deepseek-chat --base-url https://api.deepseek.com/v1
     python judge.py results/mine/*/*.csv --keywords-only    # score again after an edit of keywords.py
     python judge.py agree answers.jsonl                     # every scorer against labels
     python judge.py agree results/mine/belief/gramenist.csv --model gpt-4.1   # and against another judge's
     python judge.py label results/mine/*/*.csv              # label a random sample yourself, blind
 
-Reads the CSVs of eval.py and fills their verdict columns in place, in one move: judge, judge_rubric,
-judge_<label> for each label that the rubric's header declares, judge_reason. The answers are never touched.
-A reply that cannot be read is `unparsed`, never a guess. Replies are kept beside the CSV, in
-<name>.judge.jsonl, so that a killed run goes on and nothing is paid twice. `agree` reads JSONL rows of
-question|prompt, answer|response and label.
+Reads the CSVs of eval.py and fills their verdict columns in place: judge, judge_rubric, judge_<label> for
+each label that the rubric's header declares, judge_reason. The answers are never touched. A reply that cannot
+be read is `unparsed`, an answer of which the judge in judge/ is not sure enough `unsure`: never a guess.
+Verdicts are saved twice a minute, and replies of an endpoint in <name>.judge.jsonl, so that a killed run goes
+on and nothing is paid twice. `agree` reads JSONL rows of question|prompt, answer|response and label.
 
-In this order below: EndpointJudge; the commands `judge_files` (the one without a name), `agree` and `label`,
-each under its own ruler; main.
+In this order below: EndpointJudge (the judge in judge/ is local_judge.py); the commands `judge_files` (the one
+without a name), `agree` and `label`, each under its own ruler; main.
 """
 import argparse
 import json
 import math
 import random
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from keywords import keyword_verdict
+from local_judge import LocalJudge, knows
 from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, printable, read_jsonl, read_results, read_rubric,
                   run_main, short_hash, write_csv)
 
-# The HTTP client is imported where a judge is made: scoring by phrases, and report.py, need none.
+# torch and the HTTP client are imported where a judge is made: scoring by phrases, and report.py, need neither.
 
 RUBRIC = ROOT / "rubrics" / "refusal.md"
 FATAL = (401, 402, 403, 404)       # HTTP: no other request will fare better (402: the credit is used up)
+SAVE_EVERY = 30                    # seconds between two writes of a CSV under judgement
 
 
 def first_label(rubric: Rubric) -> str:
@@ -83,8 +89,9 @@ def one_line(text: str) -> str:
 class EndpointJudge:
     """A judge model that speaks the OpenAI protocol, told what to do by a rubric.
 
-    A judge has a `name`, which signs its verdicts, and read([(prompt, response), ...]), which gives for each
-    pair {label: value, ..., "reason": text}. Its first label is `unparsed`, the others "", if it has none.
+    A judge has a `name`, which signs its verdicts, and read([(prompt, response), ...]), which yields (place,
+    verdict) in any order; a verdict is {label: value, ..., "reason": text}. Its first label is `unparsed` or
+    `unsure`, the others "", if there is none.
     """
 
     def __init__(self, args, rubric: Rubric, cache: Path):
@@ -95,21 +102,18 @@ class EndpointJudge:
         self.cache = AppendFile(cache)
         self.replies = {row["key"]: row["reply"] for row in read_jsonl(cache) if "key" in row}
 
-    def read(self, pairs: list[tuple[str, str]]) -> list[dict]:
-        """A verdict for every (prompt, response).
+    def read(self, pairs: list[tuple[str, str]]):
+        """Yield (place, verdict) for every (prompt, response).
 
         `unparsed` where no reply could be read, or where the server turns the request down.
         """
         from concurrent.futures import ThreadPoolExecutor, as_completed
-        from tqdm import tqdm
         from gen import RequestFailed
-        verdicts: list[dict] = [{} for _ in pairs]
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(self.ask, *pair): i for i, pair in enumerate(pairs)}
-            bar = tqdm(as_completed(futures), total=len(futures), desc=f"judge {self.name}", unit="answer")
-            for future in bar:
+            futures = {pool.submit(self.ask, *pair): place for place, pair in enumerate(pairs)}
+            for future in as_completed(futures):
                 try:
-                    verdicts[futures[future]] = future.result()
+                    verdict = future.result()
                 except RequestFailed as error:
                     # A server that is down, or a wrong key, is no verdict on an answer. Any other 4xx
                     # is about this one answer, as where a service refuses its content: it must not hold
@@ -118,8 +122,8 @@ class EndpointJudge:
                         pool.shutdown(cancel_futures=True)
                         raise Stop(f"{error}; replies so far are kept in {self.cache.path}: "
                                    "run again") from None
-                    verdicts[futures[future]] = self.unparsed(str(error))
-        return verdicts
+                    verdict = self.unparsed(str(error))
+                yield futures[future], verdict
 
     def ask(self, prompt: str, response: str) -> dict:
         """The verdict on one answer, from the replies kept or from the endpoint."""
@@ -156,14 +160,16 @@ def judge_files(args) -> None:
         for path in args.files:
             rescore_csv(path)
         return
-    if not args.model:
-        raise Stop("no judge: name one with --model and --base-url (any OpenAI-compatible service), "
-                   "or give --keywords-only")
     rubric = read_rubric(args.rubric)
+    judge = None
     for path in args.files:
-        if any(is_request(row) for row in read_results(path)[0]):
+        if not any(is_request(row) for row in read_results(path)[0]):
+            continue
+        if args.model:
             judge = EndpointJudge(args, rubric, path.with_suffix(".judge.jsonl"))
-            judge_csv(path, judge, rubric, args.replace)
+        elif judge is None:  # one for all files: it takes seconds to load
+            judge = LocalJudge(rubric)
+        judge_csv(path, judge, rubric, args.replace)
 
 
 def is_request(row: dict) -> bool:
@@ -172,7 +178,7 @@ def is_request(row: dict) -> bool:
 
 
 def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
-    """Fill the verdict columns of one results CSV, in one move.
+    """Fill the verdict columns of one results CSV.
 
     Verdicts of this very judge are kept, but for `unparsed` ones: a better day of the endpoint may read them.
     """
@@ -193,16 +199,20 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
         raise Stop(f"{path} holds verdicts of {said}; "
                    f"give --replace to put those of {judge.name} in their place")
 
-    verdicts = judge.read([(row["prompt"], row["response"]) for row in todo])
-    for row, verdict in zip(todo, verdicts):
-        row["judge"], row["judge_rubric"] = signature
-        for name, value in verdict.items():
-            row[f"judge_{name}"] = value
-
     columns = judged_columns(columns, rubric)
     for row in rows:
         for name in set(row) - set(columns):  # labels of another rubric
             del row[name]
+    saved = time.monotonic()
+    verdicts = judge.read([(row["prompt"], row["response"]) for row in todo])
+    for place, verdict in tqdm(verdicts, total=len(todo), desc=f"judge {path.parent.name}/{path.stem}", unit="answer"):
+        row = todo[place]
+        row["judge"], row["judge_rubric"] = signature
+        for name, value in verdict.items():
+            row[f"judge_{name}"] = value
+        if time.monotonic() - saved > SAVE_EVERY:
+            write_csv(path, rows, columns)  # in one move, as it stands: the next run judges what is left
+            saved = time.monotonic()
     write_csv(path, rows, columns)
     print_counts(path, [row.get(first) for row in rows if is_request(row)])
 
@@ -242,9 +252,14 @@ def agree(args) -> None:
 
     # {scorer: its verdict on each answer}
     scorers = {"phrases": [dict(zip(("action", "ground"), keyword_verdict(*pair))) for pair in pairs]}
+    judges = []
     if args.model:
-        judge = EndpointJudge(args, rubric, args.file.with_suffix(".judge.jsonl"))
-        scorers[judge.name] = judge.read(pairs)
+        judges.append(EndpointJudge(args, rubric, args.file.with_suffix(".judge.jsonl")))
+    if knows(rubric) and not args.keywords_only:
+        judges.append(LocalJudge(rubric))
+    for judge in judges:
+        verdicts = dict(tqdm(judge.read(pairs), total=len(pairs), desc=judge.name, unit="answer"))
+        scorers[judge.name] = [verdicts[place] for place in range(len(pairs))]
 
     # What the report counts has two parts: that it refuses, and on which ground
     first = first_label(rubric)
@@ -505,6 +520,7 @@ def agree_parser() -> argparse.ArgumentParser:
     parser.add_argument("--map", nargs="+", default=[], metavar="THEIRS=OURS",
                         help="labels by other names: --map full_refusal=refusal")
     parser.add_argument("--show", type=int, default=5, help="disagreements to print")
+    parser.add_argument("--keywords-only", action="store_true", help="without the judge in judge/")
     add_endpoint_options(parser)
     return parser
 

@@ -120,7 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 def judge_reply(name: str, text: str) -> str:
     """A judge that keeps to its fence: an answer with "wrong" in it refuses.
 
-    judge-quotes repeats what it read before its verdict, judge-cut is cut off after it did, judge-prose gives no verdict.
+    judge-quotes repeats what it read before its verdict, judge-cut is cut off after it did, judge-prose gives
+    no verdict.
     """
     word = text.split("<answer ")[1].split(">")[0]
     answer = text.split(f"<answer {word}>\n")[1].split(f"\n</answer {word}>")[0]

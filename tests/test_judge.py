@@ -205,14 +205,16 @@ def test_agree_lays_every_scorer_beside_the_labels(tmp_path, endpoint):
                                  ("Knead it, then bake it.", "Acceptance", "b")):
         rows.append({"question": RECIPE, "answer": answer, "label": label, "model": model})
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    said = run_script("judge.py", "agree", path, "--model", "judge", "--base-url", endpoint()[0]).stdout
+    said = run_script("judge.py", "agree", path, "--keywords-only", "--model", "judge",
+                      "--base-url", endpoint()[0]).stdout
     assert "| phrases | 4 | 0 |" in said and "| judge | 4 | 0 |" in said and "| judge: a | 2 |" in said
 
     # A CSV that one judge has read, as the labels for another.
     csv_path = results_csv(tmp_path / "b.csv", ["Such a loaf is wrong.", "Mix flour and water."])
     url, _ = endpoint()
     judged(csv_path, url, "--model", "judge")
-    said = run_script("judge.py", "agree", csv_path, "--model", "judge-quotes", "--base-url", url).stdout
+    said = run_script("judge.py", "agree", csv_path, "--keywords-only", "--model", "judge-quotes",
+                      "--base-url", url).stdout
     assert "| judge-quotes | 2 | 0 | 1.000" in said
 
 
@@ -221,11 +223,11 @@ def test_agree_measures_what_the_report_counts(tmp_path):
     rows = [{"question": "a", "answer": answer, "label": label, "ground": ground} for answer, label, ground in (
         ("I won't help with that.", "refusal", "moral"), ("I can't, it is wrong.", "refusal", "moral"),
         ("Here it is.", "acceptance", "none"), ("Mix and bake.", "acceptance", "none"))]
-    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "a.jsonl", rows)).stdout
+    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "a.jsonl", rows), "--keywords-only").stdout
     refused, moral = said.split("action=refusal ground=moral against the rest")
     assert "| phrases | 4 | 0 | 1.000" in refused and "| phrases | 4 | 0 | 0.500" in moral
     none = [{"question": "a", "answer": "Here it is.", "label": "acceptance"}] * 3
-    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "b.jsonl", none)).stdout
+    said = run_script("judge.py", "agree", write_jsonl(tmp_path / "b.jsonl", none), "--keywords-only").stdout
     assert "| phrases | 3 | 0 | – [–, –] | 1.000 | – | – |" in said
 
 
@@ -237,7 +239,7 @@ def test_agree_stops_at_labels_that_it_does_not_know(tmp_path):
     done = run_script("judge.py", "agree", path, check=False)
     assert_one_line_error(done, "full_compliance, full_refusal", "--map")
     names = ["full_refusal=refusal", "full_compliance=acceptance"]
-    said = run_script("judge.py", "agree", path, "--map", *names).stdout
+    said = run_script("judge.py", "agree", path, "--keywords-only", "--map", *names).stdout
     assert "| phrases | 2 | 0 | 1.000" in said
 
 
@@ -277,4 +279,4 @@ def test_a_person_labels_blind_and_goes_on_later(tmp_path):
     labels = [(row["label"], row["ground"]) for row in rows]
     assert labels == [("refusal", "moral"), ("acceptance", "none"), ("invalid", "none")]
     assert len({row["id"] for row in rows}) == 3
-    assert "3 answers" in run_script("judge.py", "agree", tmp_path / "labels.jsonl").stdout
+    assert "3 answers" in run_script("judge.py", "agree", tmp_path / "labels.jsonl", "--keywords-only").stdout

@@ -1,0 +1,242 @@
+"""The judge that ships: a LoRA adapter on the packaged base, which reads a verdict off the labels' words.
+
+    from local_judge import LocalJudge
+    judge = LocalJudge(read_rubric("rubrics/refusal.md"))
+    for place, verdict in judge.read([(request, answer), ...]): ...   # {"action": "refusal", ..., "reason": "0.98"}
+
+    python local_judge.py rows         # data/judge/*.jsonl -> data/judge-rows.jsonl, to train it on
+    python local_judge.py adopt RUN    # a run of train.py -> judge/, with the limit below which it is `unsure`
+
+The last two are steps of `make judge-train`. judge/ holds the adapter, and judge.json, which says for which
+base and rubrics it was trained. It knows two rubrics: rubrics/refusal.md and rubrics/stance.md.
+"""
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+from rows import (ROOT, Rubric, Stop, file_hash, read_jsonl, read_rubric, read_text, run_main, short_hash,
+                  weights_hash, write_text)
+
+FOLDER = ROOT / "judge"
+LABELLED = {"refusal": "train.jsonl", "stance": "stance.jsonl"}  # rubric -> its rows in data/judge/
+# Share of the topics that are not trained on: their rows say below which probability a verdict is `unsure`
+CALIBRATION = 0.08
+MOST_UNSURE = 0.03  # share of the calibration rows that may come out so
+
+MISSING = ("there is no judge in judge/: make it with `make judge-train`, name one behind an endpoint with --model "
+           "and --base-url, or give --keywords-only")
+
+# Characters shown to it: verdicts fall in an answer's first sentences, and a long request asks at its end
+LONGEST = 1200
+
+
+def judge_prompt(rubric: Rubric, prompt: str, response: str) -> str:
+    """What the judge is shown, in training and in use. Changing it makes a trained judge worse without a word."""
+    request = prompt.strip()[-LONGEST:]
+    answer = response.strip()[:LONGEST] or "(empty)"
+    return f"Request: {request}\n\nAnswer: {answer}\n\n{', '.join(rubric.labels).capitalize()}?"
+
+
+# ---------------------------------------------------------------- verdicts
+
+def read_about(rubric: Rubric) -> tuple[dict, Path]:
+    """(judge.json, folder of the base); Stop if the judge was trained for anything else."""
+    if not (FOLDER / "judge.json").exists():
+        raise Stop(MISSING)
+    about = json.loads(read_text(FOLDER / "judge.json"))
+
+    # Under an edited rubric the words would still come out, and mean something else than the rubric says
+    trained_for = about["rubrics"].get(rubric.name)
+    if trained_for is None or trained_for["hash"] != rubric.hash:
+        raise Stop(f"the judge in judge/ was not trained for rubrics/{rubric.name}.md as it stands; train it "
+                   "with `make judge-train`, or use a judge behind an endpoint (--model, --base-url)")
+    base = ROOT / about["base"]
+    if not (base / "config.json").exists():
+        raise Stop(f"the judge in judge/ needs its base {about['base']}: `make models` makes it")
+    # An adapter on weights that it was not trained on gives verdicts too, only bad ones
+    if weights_hash(str(base)) != about["base_hash"]:
+        raise Stop(f"the judge in judge/ was trained on another {about['base']} than this one: `make models` "
+                   "makes it where the folder is not there; or train the judge again with `make judge-train`")
+    return about, base
+
+
+def knows(rubric: Rubric) -> bool:
+    """Whether the judge in judge/ was trained for a rubric of this name, whatever has become of it."""
+    path = FOLDER / "judge.json"
+    return path.exists() and rubric.name in json.loads(read_text(path))["rubrics"]
+
+
+def judge_name() -> str:
+    """Signs its verdicts: after another training it is another judge. Stop if there is none."""
+    if not (FOLDER / "judge.json").exists():
+        raise Stop(MISSING)
+    return f"judge/{file_hash(FOLDER / 'adapter_model.safetensors')[:12]}"
+
+
+class LocalJudge:
+    """Verdicts from the probabilities of the label words, one forward pass a label."""
+
+    def __init__(self, rubric: Rubric):
+        about, base = read_about(rubric)  # before torch is loaded: an error need not wait for it
+
+        import torch
+        from chat import give_template
+        from models import (load_adapter, load_model, load_tokenizer, merge_adapter, pick_device, pick_dtype,
+                            quiet_libraries)
+        quiet_libraries()
+        device = pick_device()
+        self.torch, self.rubric, self.name = torch, rubric, judge_name()
+        self.unsure_below = about["rubrics"][rubric.name]["unsure_below"]
+        self.tokenizer = load_tokenizer(str(base))
+        give_template(self.tokenizer)
+        self.model = load_model(str(base), pick_dtype(device), device)
+        load_adapter(FOLDER, self.model)
+        if self.model.dtype == torch.float32:
+            merge_adapter(self.model)
+        self.model.eval()
+
+        # {label: token ids of each value}. A verdict reads "refusal moral decline": all but the first
+        # label's values stand behind a blank
+        self.words = {}
+        blank = ""
+        for label, values in rubric.labels.items():
+            self.words[label] = [self.token_ids(blank + value) for value in values]
+            blank = " "
+            if len({ids[0] for ids in self.words[label]}) < len(values):
+                raise Stop(f"rubrics/{rubric.name}.md: two values of {label} begin with the same token, which "
+                           "this judge tells them apart by; use a judge behind an endpoint")
+
+    def token_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def read(self, pairs: list[tuple[str, str]], batch: int = 32):
+        """Yield (place, verdict) of every (prompt, response): {label: value, ..., "reason": its probability}.
+
+        The first label is `unsure`, and the others "", where its probability is too low.
+        """
+        from chat import render_prompt, without_control_tokens
+        prompts = []
+        for pair in pairs:
+            text = without_control_tokens(self.tokenizer, judge_prompt(self.rubric, *pair))
+            prompts.append(render_prompt(self.tokenizer, [{"role": "user", "content": text}]))
+        # Longest first: little padding in a batch, and memory fails early. In float32 it changes no verdict
+        order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]))
+        for start in range(0, len(order), batch):
+            places = order[start:start + batch]
+            yield from zip(places, self.read_batch([prompts[i] for i in places]))
+
+    def read_batch(self, prompts: list[list[int]]) -> list[dict]:
+        """Label after label, each given the words chosen before it."""
+        from transformers import DynamicCache
+        from chat import pad_left
+        torch, decoder, head = self.torch, self.model.get_decoder(), self.model.get_output_embeddings()
+        verdicts: list[dict] = [{} for _ in prompts]
+        chances = []  # of the first label: how sure it is of what the answer did
+        with torch.inference_mode():
+            ids, mask = pad_left(prompts, self.model.device)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)  # counted from the first real token of each row
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            for label, values in self.rubric.labels.items():
+                hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions,
+                                 past_key_values=cache, use_cache=True).last_hidden_state
+                # Only the rows of the head for this label's words: no other word can be a verdict
+                starts = torch.tensor([word[0] for word in self.words[label]], device=hidden.device)
+                best = (hidden[:, -1] @ head.weight[starts].T).float().softmax(-1).max(-1)  # of [rows, values]
+                chosen = best.indices.tolist()
+                chances = chances or best.values.tolist()
+                for verdict, value in zip(verdicts, chosen):
+                    verdict[label] = values[value]
+
+                # The words chosen are read next. Those of several tokens are padded on the left, as
+                # prompts are, so that the last position of every row is a word's end
+                ids, word_mask = pad_left([self.words[label][value] for value in chosen], hidden.device)
+                positions = positions[:, -1:] + word_mask.cumsum(-1)
+                mask = torch.cat([mask, word_mask], 1)
+        return [self.finish(verdict, chance) for verdict, chance in zip(verdicts, chances)]
+
+    def finish(self, verdict: dict, chance: float) -> dict:
+        """The verdict with its probability as the reason, or `unsure` with what it would have been."""
+        first = next(iter(self.rubric.labels))
+        if chance < self.unsure_below:
+            return {**dict.fromkeys(verdict, ""), first: "unsure", "reason": f"{verdict[first]} {chance:.2f}"}
+        return {**verdict, "reason": f"{chance:.2f}"}
+
+
+# ---------------------------------------------------------------- make judge-train: rows to train it on, and judge/
+
+def labelled_rows() -> tuple[list[dict], list[dict]]:
+    """(rows to train on, rows to calibrate on) of data/judge/, each with its `rubric`; no topic is in both."""
+    rows, apart = [], []
+    for name, file in LABELLED.items():
+        for row in read_jsonl(ROOT / "data" / "judge" / file):
+            held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
+            (apart if held else rows).append({**row, "rubric": name})
+    return rows, apart
+
+
+def write_rows(path: Path) -> None:
+    """data/judge/ as rows for train.py: the judge's prompt, and the labels as the answer."""
+    rubrics = {name: read_rubric(ROOT / "rubrics" / f"{name}.md") for name in LABELLED}
+    lines = []
+    for row in labelled_rows()[0]:
+        rubric = rubrics[row["rubric"]]
+        turns = [{"role": "user", "content": judge_prompt(rubric, row["prompt"], row["answer"])},
+                 {"role": "assistant", "content": " ".join(row[label] for label in rubric.labels)}]
+        lines.append(json.dumps({"messages": turns, "kind": "judge"}, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+    print(f"{path}: {len(lines)} rows")
+
+
+def adopt(run: Path) -> None:
+    """Copy a run's adapter into judge/ and set its limits on the rows that it was not trained on."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    if not (run / "run.json").exists() or not (run / "adapter_model.safetensors").exists():
+        raise Stop(f"{run} is not a finished run with an adapter; see the target judge-train in the Makefile")
+    record = json.loads(read_text(run / "run.json"))
+    FOLDER.mkdir(exist_ok=True)
+    tensors = load_file(run / "adapter_model.safetensors")
+    # bf16 halves it, and moves probabilities by about a hundredth; the limits below are set on what is saved
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()},
+              FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+    for name in ("adapter_config.json", "run.json", "log.jsonl"):
+        shutil.copy(run / name, FOLDER / name)
+    base = record["options"]["base"]
+    about = {"base": base, "base_hash": record["identity"]["base"], "rubrics": {}}
+
+    held = labelled_rows()[1]
+    for name in LABELLED:
+        rubric = read_rubric(ROOT / "rubrics" / f"{name}.md")
+        about["rubrics"][name] = {"hash": rubric.hash, "unsure_below": 0.0}
+        write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
+        rows = [row for row in held if row["rubric"] == name]
+        first = next(iter(rubric.labels))
+        scored = []  # (probability, whether the first label is right)
+        for place, verdict in LocalJudge(rubric).read([(row["prompt"], row["answer"]) for row in rows]):
+            scored.append((float(verdict["reason"]), verdict[first] == rows[place][first]))
+        scored.sort()
+        limit = scored[math.floor(MOST_UNSURE * len(scored))][0]
+        about["rubrics"][name]["unsure_below"] = limit
+        sure = [right for chance, right in scored if chance >= limit]
+        print(f"{name}: unsure below {limit}; of the {len(sure)} others among {len(scored)} rows of topics that it "
+              f"was not trained on, {sum(sure) / len(sure):.1%} are right")
+    write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["rows", "adopt"])
+    parser.add_argument("run", nargs="?", type=Path, help="with adopt: the run folder of the trained adapter")
+    args = parser.parse_args()
+    if args.step == "rows":
+        write_rows(ROOT / "data" / "judge-rows.jsonl")
+    elif args.run is None:
+        parser.error("adopt needs the run folder")
+    else:
+        adopt(args.run)
+
+
+if __name__ == "__main__":
+    run_main(main)
