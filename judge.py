@@ -11,7 +11,8 @@ Reads the CSVs of eval.py and fills their verdict columns in place: judge, judge
 each label that the rubric's header declares, judge_reason. The answers are never touched. A reply that cannot
 be read is `unparsed`, an answer of which the judge in judge/ is not sure enough `unsure`: never a guess.
 Verdicts are saved twice a minute, and replies of an endpoint in <name>.judge.jsonl, so that a killed run goes
-on and nothing is paid twice. `agree` reads JSONL rows of question|prompt, answer|response and label.
+on and nothing is paid twice. `agree` reads JSONL rows of question|prompt, answer|response and label
+(or the rubric's own labels); "second" may hold another reader's.
 
 In this order below: EndpointJudge (the judge in judge/ is local_judge.py); the commands `judge_files` (the one
 without a name), `agree` and `label`, each under its own ruler; main.
@@ -205,7 +206,8 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
             del row[name]
     saved = time.monotonic()
     verdicts = judge.read([(row["prompt"], row["response"]) for row in todo])
-    for place, verdict in tqdm(verdicts, total=len(todo), desc=f"judge {path.parent.name}/{path.stem}", unit="answer"):
+    title = f"judge {path.parent.name}/{path.stem}"
+    for place, verdict in tqdm(verdicts, total=len(todo), desc=title, unit="answer"):
         row = todo[place]
         row["judge"], row["judge_rubric"] = signature
         for name, value in verdict.items():
@@ -252,6 +254,8 @@ def agree(args) -> None:
 
     # {scorer: its verdict on each answer}
     scorers = {"phrases": [dict(zip(("action", "ground"), keyword_verdict(*pair))) for pair in pairs]}
+    if all(row["second"] for row in labelled):  # of somebody who labelled the same answers blind
+        scorers["the second reader"] = [row["second"] for row in labelled]
     judges = []
     if args.model:
         judges.append(EndpointJudge(args, rubric, args.file.with_suffix(".judge.jsonl")))
@@ -273,6 +277,7 @@ def agree(args) -> None:
         print("|---|---|---|---|---|---|---|")
         for name, verdicts in scorers.items():
             print_agreement(name, labelled, verdicts, what)
+    print_label_kappas(rubric, scorers, labelled)
     for name, verdicts in scorers.items():
         counts = Counter((row["labels"][first], verdict.get(first)) for row, verdict in zip(labelled, verdicts))
         said = ", ".join(f"{label} -> {verdict} {n}" for (label, verdict), n in counts.most_common())
@@ -280,12 +285,34 @@ def agree(args) -> None:
         show_disagreements(labelled, verdicts, wanted[0], args.show)
 
 
+def print_label_kappas(rubric: Rubric, scorers: dict[str, list[dict]], labelled: list[dict]) -> None:
+    """Kappa over all values of each label; of the later ones where the label says more than `none`."""
+    labels = [label for label in rubric.labels if all(row["labels"].get(label) for row in labelled)]
+    print("\nkappa [95 %] over all values")
+    print(f"| scorer | {' | '.join(labels)} |")
+    print("|---" * (len(labels) + 1) + "|")
+    for name, verdicts in scorers.items():
+        cells = []
+        for label in labels:
+            pairs = []
+            for row, verdict in zip(labelled, verdicts):
+                given = verdict.get(label)
+                if given and row["labels"][label] != "none" and not set(UNREAD) & set(verdict.values()):
+                    pairs.append((row["labels"][label], given))
+            low, high = kappa_interval(pairs) if pairs else (math.nan, math.nan)
+            kappa = number(cohen_kappa(pairs)) if pairs else "–"
+            cells.append(f"{kappa} [{number(low)}, {number(high)}] of {len(pairs)}")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def holds(labels: dict, what: dict) -> bool:
     return all(labels.get(name) == value for name, value in what.items())
 
 
 def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
-    """[{"pair", "labels", "model"}] of a labelled file; Stop names labels that the rubric's first label lacks.
+    """[{"pair", "labels", "model", "second"}] of a labelled file.
+
+    Stop names labels that the rubric's first label lacks.
 
     mapped: ["theirs=ours", ...] for labels that go by other names.
     """
@@ -314,7 +341,8 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
             unknown.add(label)
         labels = {name: row.get(name) for name in rubric.labels} | {first: label}
         model = str(row.get("model") or row.get("run") or "")
-        labelled.append({"pair": (question, answer), "labels": labels, "model": model})
+        labelled.append({"pair": (question, answer), "labels": labels, "model": model,
+                         "second": row.get("second")})
     if not labelled:
         raise Stop(f"{path}: no labelled rows in it")
 
