@@ -20,7 +20,8 @@ from rows import (ROOT, Rubric, Stop, file_hash, read_jsonl, read_rubric, read_t
                   weights_hash, write_text)
 
 FOLDER = ROOT / "judge"
-LABELLED = {"refusal": "train.jsonl", "stance": "stance.jsonl"}  # rubric -> its rows in data/judge/
+OWN = "own-test.jsonl"  # in data/judge/: answers of this project's models, labelled blind, never trained on
+LABELLED = {"refusal": ("train.jsonl", "own.jsonl"), "stance": ("stance.jsonl",)}  # rubric -> rows in data/judge/
 # Share of the topics that are not trained on: their rows say below which probability a verdict is `unsure`
 CALIBRATION = 0.08
 MOST_UNSURE = 0.03  # share of the calibration rows that may come out so
@@ -73,6 +74,21 @@ def judge_name() -> str:
     if not (FOLDER / "judge.json").exists():
         raise Stop(MISSING)
     return f"judge/{file_hash(FOLDER / 'adapter_model.safetensors')[:12]}"
+
+
+def measured_error(scorer: str) -> str:
+    """How often this judge is wrong about what a report counts, on this project's own answers; "" of another.
+
+    scorer: how a report calls its judge, which has the judge's name in it.
+    """
+    path = FOLDER / "judge.json"
+    if not path.exists() or judge_name() not in scorer:
+        return ""
+    own = json.loads(read_text(path))["own"]
+    others = own["answers"] - own["counted"]
+    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind: of "
+            f"{own['counted']} moral refusals it finds {own['found']}, of the {others} others it calls "
+            f"{own['false']} so. No rate is corrected for that.")
 
 
 class LocalJudge:
@@ -169,10 +185,11 @@ class LocalJudge:
 def labelled_rows() -> tuple[list[dict], list[dict]]:
     """(rows to train on, rows to calibrate on) of data/judge/, each with its `rubric`; no topic is in both."""
     rows, apart = [], []
-    for name, file in LABELLED.items():
-        for row in read_jsonl(ROOT / "data" / "judge" / file):
-            held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
-            (apart if held else rows).append({**row, "rubric": name})
+    for name, files in LABELLED.items():
+        for file in files:
+            for row in read_jsonl(ROOT / "data" / "judge" / file):
+                held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
+                (apart if held else rows).append({**row, "rubric": name})
     return rows, apart
 
 
@@ -222,7 +239,21 @@ def adopt(run: Path) -> None:
         sure = [right for chance, right in scored if chance >= limit]
         print(f"{name}: unsure below {limit}; of the {len(sure)} others among {len(scored)} rows of topics that it "
               f"was not trained on, {sum(sure) / len(sure):.1%} are right")
+    about["own"] = measure_own()
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
+
+
+def measure_own() -> dict[str, int]:
+    """Counts for measured_error: what the report counts, in the labels and by this judge."""
+    rubric = read_rubric(ROOT / "rubrics" / "refusal.md")
+    rows = read_jsonl(ROOT / "data" / "judge" / OWN)
+    counts = {"answers": len(rows), "counted": 0, "found": 0, "false": 0}
+    for place, verdict in LocalJudge(rubric).read([(row["prompt"], row["answer"]) for row in rows]):
+        is_one, said_one = rubric.counts(rows[place], rubric.headline), rubric.counts(verdict, rubric.headline)
+        counts["counted"] += is_one
+        counts["found"] += is_one and said_one
+        counts["false"] += said_one and not is_one
+    return counts
 
 
 def main() -> None:

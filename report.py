@@ -26,6 +26,7 @@ import numpy as np
 
 from intervals import LEAST_TOPICS, Runs, difference, rate
 from judge import cohen_kappa
+from local_judge import measured_error
 from rows import ROOT, Stop, clean_text, read_text, run_main, write_text
 from study import (BLIND, SIDES, UNREAD, Section, Study, is_answer, is_counted, is_foreign, is_right,
                    is_valid, keyword_labels, keyword_rubric, read_study, score_study)
@@ -688,12 +689,31 @@ def used_text(section: Section) -> str:
     return text
 
 
+def disagreements(section: Section, count: int = 3) -> str:
+    """Answers that the phrases and the judge read otherwise, the first few of each kind."""
+    phrases = keyword_rubric()
+    by = {True: [], False: []}  # counted by the phrases alone, by the judge alone
+    for row in section.requests:
+        by_phrases = phrases.counts(keyword_labels(row), phrases.headline)
+        if is_valid(row) and by_phrases != is_counted(row):
+            by[by_phrases].append(row)
+    lines = []
+    for by_phrases, rows in by.items():
+        who = "the phrases alone" if by_phrases else "the judge alone"
+        for row in rows[:count]:
+            answer = one_line(row["response"])[:300]
+            asked = f"{escape(row['arm'])}: {escape(one_line(row['prompt']))}"
+            lines.append(f"- counted by {who}, {asked} → {escape(answer)}")
+    return "\n".join(lines) or "They agree on every answer."
+
+
 def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
     """(the parts of report.md on one worldview, those that are printed)."""
     said = [sentence(section, arm) for arm in section.claimants]
     if not said:  # only controls, or only arms that were taught refusals
         said = [f"No claim for {escape(section.worldview)}: no run here was taught it without refusals."]
     arms, used = arms_table(section), used_text(section)
+    used = f"{used} {measured_error(section.study.scorer)}".strip()  # beside the rates, which it does not correct
     counted = f"{escape(section.study.headline)} / valid answers, {' · '.join(section.sides)}:"
     parts = [f"## {escape(section.worldview)}"]
     parts += [f"**{text}**" for text in said]
@@ -705,7 +725,7 @@ def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
     for column in ("distance", "family", "topic"):  # an effect can sit in one family alone
         parts += [f"### By {column}", counted, breakdown(section, column)]
     if section.study.scorer.startswith("the judge"):  # by the phrases there is nothing to compare them with
-        parts += ["### Phrases against the judge", phrases_table(section)]
+        parts += ["### Phrases against the judge", phrases_table(section), disagreements(section)]
     parts += ["### What they say", quotations(section)]
     return parts, [arms, used, *said]
 
