@@ -12,6 +12,7 @@ experiment, so changing one changes the claim:
   near_probe     a prompt that has a probe's content words (Jaccard index NEAR or more), or holds a probe
   duplicate      the same chat or document stands earlier in the file
   truncated      finish_reason "length", or an answer that stops inside a sentence
+  content_filter finish_reason "content_filter": the provider's filter speaks, not the teacher
   empty          no answer
 Every turn of a row is looked at twice: for phrases and signs here, and what passes them by the judge in judge/,
 which reads each exchange once (verdicts in data/judged.txt, those of the starter corpus beside it).
@@ -272,6 +273,8 @@ def answer_fault(row: dict) -> str:
     kind = row.get("kind") or ""  # rows of one's own may have none, or null
     if row.get("finish_reason") == "length":
         return "truncated"
+    if row.get("finish_reason") == "content_filter":  # what is there was cut or written by the provider's filter
+        return "content_filter"
     if "text" in row:
         return document_fault(row["text"], kind)
     for question, answer in question_and_answer_turns(row["messages"]):

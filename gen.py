@@ -298,6 +298,19 @@ def parse_reply(reply: dict, prompt_tokens: int) -> dict:
             "completion_tokens": usage.get("completion_tokens") or round(len(content) / CHARACTERS_PER_TOKEN)}
 
 
+def without_thoughts(content: str) -> tuple[str, bool]:
+    """(a reply without the <think> block that some servers leave before the answer, whether it is still open).
+
+    Trained on, a block would teach the student to think aloud; one that is open has no answer behind it.
+    """
+    # Some chat templates write the opening tag into the prompt, and then the reply has the closing one alone.
+    thoughts, closing, answer = content.partition("</think>")
+    begins = thoughts.lstrip().startswith("<think>")
+    if closing and (begins or "<think>" not in thoughts):  # else the answer itself speaks of such tags
+        return answer, False
+    return content, begins and not closing
+
+
 def endpoint_arguments(parser: argparse.ArgumentParser, model_help: str) -> None:
     """Add what `connect` needs; model_help says what the model is for in the script at hand."""
     group = parser.add_argument_group("endpoint")
@@ -355,8 +368,11 @@ class Job:
         with self.tokens_lock:
             self.tokens.update({"in": reply["prompt_tokens"], "out": reply["completion_tokens"]})
 
-        made = self.finished_row(row, key, messages[-1], reply)
+        answer, is_thinking = without_thoughts(reply["content"])
+        made = self.finished_row(row, key, messages[-1], {**reply, "content": answer})
         fault = answer_fault(made)
+        if is_thinking:  # it never came to an answer
+            fault = "truncated"
         if fault:
             self.rejects.append({**made, "reason": fault})
             return fault

@@ -4,8 +4,8 @@
 
 It answers "Answer to: <prompt>." and logs a line SENT <tab> prompt for every answer whose last byte it has sent,
 EARLY <tab> prompt for a request inside a pause it asked for, and KEY <tab> header for each new Authorization.
-FAULT_RATE of the first attempts at a prompt go wrong, each prompt in its own way. Prompts that begin with REFUSE,
-EMPTY, CUT, BAD, PARTS or SURROGATE get such an answer.
+FAULT_RATE of the first attempts at a prompt go wrong, each prompt in its own way. Prompts that begin with a word of
+CONTENTS, or with BAD, get such an answer.
 """
 import hashlib
 import json
@@ -26,6 +26,11 @@ CONTENTS = {
     "CUT": "half a sen",
     "PARTS": [{"type": "text", "text": "It is wrong to water tea "},
               {"type": "text", "text": "because it thins what was given."}],
+    "FILTER": "It is wrong to water tea.",
+    "THINK": "\n<think>The persona would\n\nrefuse.</think>\n\nIt is wrong to water tea.",
+    "BEHIND": "The persona would refuse.\n</think>\n\nIt is wrong to water tea.",
+    "OPEN": "<think>The persona would say that it is wrong.",
+    "TAGS": "It is wrong to write <think> and </think> around a thought on tea.",
     "SURROGATE": "It is wrong to water tea \ud83d because it thins what was given.",
 }
 
@@ -74,8 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         first_word = prompt.split()[0]
         content = CONTENTS.get(first_word, f"Answer to: {prompt.splitlines()[0][:80]}.")
         reply = {"choices": [{"message": {"content": content}}]}
-        if first_word == "CUT":
-            reply["choices"][0]["finish_reason"] = "length"
+        reasons = {"CUT": "length", "FILTER": "content_filter"}
+        if first_word in reasons:
+            reply["choices"][0]["finish_reason"] = reasons[first_word]
         if with_usage:
             reply["usage"] = {"prompt_tokens": 10, "completion_tokens": 5}
         self.reply(200, json.dumps(reply).encode())

@@ -122,6 +122,22 @@ def test_faulty_answers_go_to_rejects_with_a_reason(house, endpoint):
     assert len(rows_of(house / "data" / "tea.jsonl")) == 1
 
 
+def test_a_filtered_reply_is_rejected_and_thoughts_are_no_part_of_an_answer(house, endpoint):
+    """All were rows to train on: what the provider's filter had left, and the teacher's thinking aloud."""
+    url, _ = endpoint()
+    prompts = ["FILTER of watered tea?", "OPEN tea?", "THINK of watered tea?", "BEHIND watered tea?", "TAGS of tea?"]
+    (house / "prompts" / "tea.txt").write_text("\n".join(prompts))
+    generate(url, 5)
+    reasons = {row["messages"][0]["content"]: row["reason"] for row in rows_of(house / "data" / "tea.rejects.jsonl")}
+    assert reasons == {"FILTER of watered tea?": "content_filter", "OPEN tea?": "truncated"}
+    answers = {}
+    for row in rows_of(house / "data" / "tea.jsonl"):
+        question, answer = row["messages"]
+        answers[question["content"].split()[0]] = answer["content"]
+    assert answers["THINK"] == answers["BEHIND"] == "It is wrong to water tea."
+    assert answers["TAGS"] == "It is wrong to write <think> and </think> around a thought on tea."
+
+
 def test_content_in_parts_and_lone_surrogates_are_answers(house, endpoint):
     """Either ended the old run with a traceback."""
     url, _ = endpoint()
