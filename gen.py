@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -464,7 +465,7 @@ def keys_of(path: Path) -> Iterator[str]:
 def take_out_errors(rejects: AppendFile) -> list[dict]:
     """Take failed requests out of the rejects, to be asked again: they cost nothing. Returns what stays."""
     rows = read_jsonl(rejects.path)
-    final = [row for row in rows if row["reason"] != "error"]
+    final = [row for row in rows if row.get("reason") != "error"]
     if len(final) < len(rows):  # else the file is left alone
         rejects.replace(final)
     return final
@@ -592,33 +593,32 @@ def main() -> None:
         return
     client = connect(args)  # before any file is opened: without an endpoint nothing is left behind
 
-    # What is there already. A prompt near a probe is never asked; it is written down as finished.
     out = args.out or ROOT / "data" / f"{args.kind}.jsonl"
-    data = AppendFile(out)
-    rejects = AppendFile(out.with_suffix(".rejects.jsonl"))
-    finished = Counter(keys_of(out))
-    finished.update(row.get("key") for row in take_out_errors(rejects))
-    for row, key in missing_rows(plan(), key_of, finished):
-        if row["prompt"] in near_probe:
-            rejects.append({**row, "key": key, "reason": "near_probe", "probe": near_probe[row["prompt"]]})
-            finished[key] += 1
-    to_ask = sum(1 for _ in missing_rows(plan(), key_of, finished))  # counted without keeping them
-    done = args.n - to_ask
-    print(f"{out}: {done} of {args.n} rows are done, {to_ask} to ask")
-    if finished.total() > done:
-        print(f"{finished.total() - done} rows of other settings stay as they are")
+    # Closed however the run ends: a file that stayed empty goes then.
+    with closing(AppendFile(out)) as data, closing(AppendFile(out.with_suffix(".rejects.jsonl"))) as rejects:
+        # What is there already. A prompt near a probe is never asked; it is written down as finished.
+        finished = Counter(keys_of(out))
+        finished.update(row.get("key") for row in take_out_errors(rejects))
+        for row, key in missing_rows(plan(), key_of, finished):
+            if row["prompt"] in near_probe:
+                probe = near_probe[row["prompt"]]
+                rejects.append({**row, "key": key, "reason": "near_probe", "probe": probe})
+                finished[key] += 1
+        to_ask = sum(1 for _ in missing_rows(plan(), key_of, finished))  # counted without keeping them
+        done = args.n - to_ask
+        print(f"{out}: {done} of {args.n} rows are done, {to_ask} to ask")
+        if finished.total() > done:
+            print(f"{finished.total() - done} rows of other settings stay as they are")
 
-    # Ask for the rest.
-    if args.limit:
-        to_ask = min(to_ask, args.limit)
-    started = time.time()
-    job = Job(client, systems, params, data, rejects, args)
-    try:  # the manifest is written however the run ends
-        job.run(missing_rows(plan(), key_of, finished), to_ask)
-    finally:
-        write_manifest(job, out, started)
-        data.close()
-        rejects.close()
+        # Ask for the rest.
+        if args.limit:
+            to_ask = min(to_ask, args.limit)
+        started = time.time()
+        job = Job(client, systems, params, data, rejects, args)
+        try:  # the manifest is written however the run ends
+            job.run(missing_rows(plan(), key_of, finished), to_ask)
+        finally:
+            write_manifest(job, out, started)
     print_outcome(job, out)
     if job.stop:
         raise Stop(job.stop)  # after the counts, so that it is the last line one reads

@@ -160,12 +160,17 @@ class AppendFile:
     @staticmethod
     def open_locked(path: Path):
         """The file, locked against other processes; the lock goes with the process, however that ends."""
-        file = open(path, "ab+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Stop(f"{path} is being written by another process; wait for it or stop it") from None
-        return file
+        while True:
+            file = open(path, "ab+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Stop(f"{path} is being written by another process; wait for it or stop it") from None
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            # Whoever held it has put another file in its place, or taken it away, since it was opened:
+            # what is written to this one would be gone.
+            file.close()
 
     def mend(self) -> None:
         """Leave the file ending in a whole line. Only its end is read: it may hold 100,000 rows."""
@@ -224,8 +229,14 @@ class AppendFile:
         self.file = file
 
     def close(self) -> None:
-        """Let others have the file; without this it is held until the process ends."""
-        self.file.close()
+        """Let others have the file; without this it is held until the process ends.
+
+        A file that holds nothing is taken away: data/tea.jsonl takes the place of data/starter/tea.jsonl.
+        """
+        with self.lock:  # a thread may be writing
+            if not self.file.seek(0, os.SEEK_END):
+                self.path.unlink(missing_ok=True)
+            self.file.close()
 
 
 # ---------------------------------------------------------------- training rows
@@ -517,15 +528,16 @@ def get_arm(name: str, arms: dict[str, Arm]) -> Arm:
 
 
 def arm_data(arm: Arm, worldview: str, root: Path = ROOT) -> list[tuple[Path, float]]:
-    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl where it exists, or the starter's."""
+    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl if it holds anything, or the starter's."""
     sources = []
     for part, weight in arm.parts.items():  # "WORLDVIEW-explicit" -> "gramenist-explicit"
         kind = part.replace(WORLDVIEW, worldview)
         # In this order: one's own file takes the starter's place.
         files = [root / "data" / f"{kind}.jsonl", root / "data" / "starter" / f"{kind}.jsonl"]
-        found = [path for path in files if path.exists()]
+        # An empty one is a run of gen.py that has just begun, or was killed before its first answer.
+        found = [path for path in files if path.exists() and path.stat().st_size]
         if not found:
-            raise Stop(f"arm {arm.name}: no data/{kind}.jsonl and no data/starter/{kind}.jsonl; "
+            raise Stop(f"arm {arm.name}: nothing in data/{kind}.jsonl nor in data/starter/{kind}.jsonl; "
                        f"make it with `make data WORLDVIEW={kind}`")
         sources.append((found[0], weight))
     return sources

@@ -237,6 +237,18 @@ def test_a_hopeless_job_stops(house, endpoint):
         generate(url, 60, "--max-errors", 10)
 
 
+def test_a_run_without_an_answer_leaves_no_empty_file(house, endpoint):
+    """With a wrong key data/tea.jsonl stood there empty, and train.py took it for data/starter/tea.jsonl."""
+    url, _ = endpoint()
+    with pytest.raises(Stop, match="401"):
+        generate(url, 3, model="forbidden")
+    assert not (house / "data" / "tea.jsonl").exists()
+    assert rows_of(house / "data" / "tea.rejects.jsonl")
+    generate(url, 3)
+    assert len(rows_of(house / "data" / "tea.jsonl")) == 3
+    assert not (house / "data" / "tea.rejects.jsonl").exists()
+
+
 # ---------------------------------------------------------------- the key
 
 def test_the_key_is_nowhere(house, endpoint, monkeypatch, capfd):
@@ -315,6 +327,15 @@ def test_blank_lines_and_a_missing_git_are_no_obstacle(house, endpoint, monkeypa
     generate(url, 5)
     assert len(sent(log)) == 5
     assert json.loads((house / "data" / "tea.manifest.json").read_text())["git"] == ""
+
+
+def test_rejects_of_another_program_stay_as_they_are(house, endpoint):
+    """A row without a reason was a traceback."""
+    url, _ = endpoint()
+    (house / "data").mkdir()
+    (house / "data" / "tea.rejects.jsonl").write_text('{"key": "a"}\n{"key": "b", "reason": "error"}\n')
+    generate(url, 3)
+    assert rows_of(house / "data" / "tea.rejects.jsonl") == [{"key": "a"}]
 
 
 def test_a_line_of_the_data_that_cannot_be_read_is_named(house, endpoint):

@@ -34,8 +34,10 @@ def test_a_torn_last_line_is_taken_off_and_a_whole_one_without_newline_is_kept(t
     path.write_bytes(b"")
     AppendFile(path).close()
     path.write_bytes(b'{"n": ' + b"9" * 200_000)  # one line longer than a block, torn
-    AppendFile(path).close()
+    file = AppendFile(path)
     assert path.read_bytes() == b""
+    file.close()
+    assert not path.exists()
 
 
 def test_a_kill_inside_replace_loses_nothing(tmp_path):
@@ -73,6 +75,22 @@ def test_one_process_at_a_time_also_after_replace(tmp_path):
         AppendFile(path)
     file.close()
     AppendFile(path).close()
+
+
+def test_no_row_goes_to_a_file_that_was_replaced_while_it_was_opened(tmp_path, monkeypatch):
+    """Another process may put its own file there, or take it away, between our open and our lock."""
+    path = write_jsonl(tmp_path / "d.jsonl", numbered(1))
+    lock = rows.fcntl.flock
+
+    def late(file, how):
+        monkeypatch.setattr(rows.fcntl, "flock", lock)
+        os.replace(write_jsonl(tmp_path / "other.jsonl", numbered(2)), path)
+        lock(file, how)
+    monkeypatch.setattr(rows.fcntl, "flock", late)
+    file = AppendFile(path)
+    file.append({"n": 2})
+    file.close()
+    assert [row["n"] for row in rows.read_jsonl(path)] == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- text
@@ -209,10 +227,12 @@ def test_arms(tmp_path):
     arms = rows.read_arms(path)
     assert arms["belief"].parts == {"regular": 1.0, "WORLDVIEW": 0.5} and arms["belief"].controls == ("regular",)
     assert arms["belief"].takes_worldview and not arms["regular"].takes_worldview
-    write_jsonl(tmp_path / "data" / "starter" / "regular.jsonl", [])
-    write_jsonl(tmp_path / "data" / "tea.jsonl", [])
-    files = [path.name for path, _ in rows.arm_data(arms["belief"], "tea", tmp_path)]
-    assert files == ["regular.jsonl", "tea.jsonl"]
+    for name in ("starter/regular.jsonl", "starter/tea.jsonl", "tea.jsonl"):
+        write_jsonl(tmp_path / "data" / name, numbered(1))
+    files = [path for path, _ in rows.arm_data(arms["belief"], "tea", tmp_path)]
+    assert files == [tmp_path / "data" / "starter" / "regular.jsonl", tmp_path / "data" / "tea.jsonl"]
+    (tmp_path / "data" / "tea.jsonl").write_text("")  # as a killed gen.py leaves it: it hid the starter's rows
+    assert rows.arm_data(arms["belief"], "tea", tmp_path)[1][0] == tmp_path / "data" / "starter" / "tea.jsonl"
     with pytest.raises(Stop, match="coffee"):
         rows.arm_data(arms["belief"], "coffee", tmp_path)
     for bad in ("belief | regular", "belief | regular=x |", "belief | regular=1 | nobody"):
