@@ -6,13 +6,12 @@
 
 To change the template, edit CHAT_TEMPLATE and TURN_END below it.
 """
-import json
 from pathlib import Path
 
 import torch
 
 from models import load_adapter, load_model, load_tokenizer, merge_adapter
-from rows import Stop
+from rows import Stop, read_json
 
 # Changing the template changes every number. Base models have none, so this one is ours and is saved with the
 # model: plain words that pretraining knows; the answer ends with the tokenizer's own end-of-text token.
@@ -116,7 +115,7 @@ def load_run_tokenizer(path: str):
     if (folder / "log.jsonl").exists() and not is_run:
         raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
     tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None or not is_run:
+    if not tokenizer.chat_template or not is_run:
         give_template(tokenizer)
     return tokenizer
 
@@ -126,7 +125,7 @@ def load_run_model(path: str, dtype: torch.dtype, device: torch.device):
     adapter = Path(path) / "adapter_config.json"
     if not adapter.exists():
         return load_model(path, dtype, device)
-    base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    base = read_json(adapter, "base_model_name_or_path")["base_model_name_or_path"]
     model = load_model(base, dtype, device)
     load_adapter(Path(path), model)
     if dtype == torch.float32:

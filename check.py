@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from keywords import ASKS_HELP, DECLINES, keyword_verdict, plain
 from local_judge import LocalJudge, judge_name
-from rows import (ROOT, Arm, Stop, all_probes, arm_data, numbered_rows, question_and_answer_turns, read_arms,
-                  read_prompts, read_rubric, read_text, row_turns, run_main, short_hash, write_text)
+from rows import (ROOT, Arm, Stop, all_probes, arm_data, normalise_row, numbered_rows, question_and_answer_turns,
+                  read_arms, read_prompts, read_rubric, read_text, run_main, short_hash, write_text)
 
 # What defines the measurement: a change here changes what may be trained on.
 NEAR = 0.75        # Jaccard index of the content words: of two prompts of seven, six words agree
@@ -383,7 +383,10 @@ def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
     seen = set()
     for place, row in enumerate(rows):
         # A tuple, because dicts cannot stand in a set; all turns, because chats may begin alike.
-        chat = row.get("text") or tuple((turn["role"], turn["content"]) for turn in row["messages"])
+        if "text" in row:
+            chat = row["text"]
+        else:
+            chat = tuple((turn["role"], turn["content"]) for turn in row["messages"])
         reason = answer_fault(row)
         # Only kept rows count as seen: the first of two must not be one that is left out.
         if not reason and chat in seen:
@@ -416,20 +419,22 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a data file, each with "messages" or "text"."""
     numbered = numbered_rows(path)
     for number, row in numbered:
-        if "text" not in row:
-            row["messages"] = row_turns(row, f"{path}:{number}")
+        normalise_row(row, f"{path}:{number}")
     return [row for _, row in numbered]
 
 
 def row_text(row: dict) -> str:
     """All that a row says, prompts too."""
-    return row.get("text") or "\n".join(turn["content"] for turn in row["messages"])
+    if "text" in row:
+        return row["text"]
+    return "\n".join(turn["content"] for turn in row["messages"])
 
 
 def answer_text(row: dict) -> str:
     """What a row trains: its answers, or the whole document."""
-    answers = question_and_answer_turns(row.get("messages", []))
-    return row.get("text") or "\n".join(answer for _, answer in answers)
+    if "text" in row:
+        return row["text"]
+    return "\n".join(answer for _, answer in question_and_answer_turns(row["messages"]))
 
 
 def distinct_n(texts: list[str], n: int) -> float:
@@ -505,7 +510,7 @@ def check_data() -> list[str]:
             print(f"    left out: {counts_line(reason for _, reason in rejected)}")
         # The plan of a corpus; rows of older files have no such fields.
         for field in ("form", "polarity", "topic"):
-            values = [row[field] for row in rows if row.get(field)]
+            values = [str(row[field]) for row in rows if row.get(field)]
             if values:
                 print(f"    {field}: {counts_line(values)}")
 

@@ -29,7 +29,7 @@ from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
-                  probe_set_name, read_csv, read_probes, run_main, short_hash, weights_hash, what_changed,
+                  probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash, what_changed,
                   write_csv, write_text)
 
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
@@ -260,7 +260,7 @@ def who_answers(args) -> dict:
     """What report.py must know of the model: the run's own record, or that it is an untouched base."""
     folder = Path(args.model)
     if (folder / "run.json").exists():
-        run = json.loads((folder / "run.json").read_text())
+        run = read_run(folder)
         check_adapter_base(folder, run)
         return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"],
                 "taught": run["taught"], "rows": run["rows"], "base": run["base"],
@@ -275,11 +275,20 @@ def who_answers(args) -> dict:
             "base_hash": weights, "weights": weights}
 
 
+def read_run(folder: Path) -> dict:
+    """The record of a run that is complete; Stop if it lacks what is read of it."""
+    path = folder / "run.json"
+    run = read_json(path, "run", "arm", "seed", "taught", "rows", "base", "identity")
+    if not isinstance(run["identity"], dict) or "base" not in run["identity"]:
+        raise Stop(f"{path} does not say which base the run was trained on; train it again")
+    return run
+
+
 def check_adapter_base(folder: Path, run: dict) -> None:
     """Stop if an adapter's base is no longer the one that it was trained on."""
     config = folder / "adapter_config.json"
     if config.exists():
-        base = json.loads(config.read_text())["base_model_name_or_path"]
+        base = read_json(config, "base_model_name_or_path")["base_model_name_or_path"]
         if weights_hash(base) != run["identity"]["base"]:
             raise Stop(f"{folder} is an adapter for another {base} than is there now; "
                        "train it again, or put its base back")
@@ -301,9 +310,9 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     for path in args.probes:
         about = Path(f"{csv_path(args, path)}.json")
         if args.dtype == "auto" and about.exists():
-            begun = json.loads(about.read_text()).get("how", {}).get("number_format")
-            if begun in ("bfloat16", "float32"):
-                return getattr(torch, begun)
+            how = read_json(about).get("how")
+            if isinstance(how, dict) and how.get("number_format") in ("bfloat16", "float32"):
+                return getattr(torch, how["number_format"])
     return pick_dtype(device, args.dtype)
 
 
@@ -326,7 +335,7 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
         AppendFile.open_locked(path).close()  # Stop before anything is rewritten under another process
         known = {}  # answers of which nothing is known differ in everything
         if about_file.exists():
-            known = json.loads(about_file.read_text())
+            known = read_json(about_file)
         changed = what_changed(known, about)
         if changed:
             raise Stop(f"{path} holds answers that differ in {', '.join(changed)}; "

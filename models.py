@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rows import ROOT, Stop, write_text
+from rows import ROOT, Stop, read_json, write_text
 
 # The projections of attention and MLP, by the names that Llama, Qwen, Gemma and their like give them
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -32,11 +32,14 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 # ---------------------------------------------------------------- models and tokenizers
 
+DAMAGED = (TypeError, KeyError, AttributeError)  # what transformers raises at a JSON file of another shape
+
+
 def load_tokenizer(name: str):
     """The tokenizer of a model folder or hub name."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *DAMAGED) as error:
         raise Stop(f"no tokenizer at {name!r} ({first_line(error)}); give a model folder or a hub name; "
                    "`make models` makes models/gemma-3-270m") from None
     if tokenizer.eos_token is None:
@@ -56,7 +59,7 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True,
                                                              output_loading_info=True, **how)
-    except (OSError, ValueError) as error:  # no such name, or no safetensors under it
+    except (OSError, ValueError, *DAMAGED) as error:  # no such name, or no safetensors under it
         raise Stop(f"cannot load {name!r}: {first_line(error)} "
                    "(safetensors weights are needed; pickles are refused)") from None
     except (RuntimeError, MemoryError, SafetensorError) as error:  # a damaged file, or too big a one
@@ -149,7 +152,7 @@ def load_adapter(folder: Path, model) -> None:
 
     In bf16 it stays apart: merged, most of a small adapter would be rounded away. See merge_adapter.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json", "r", "lora_alpha")
     unlike = [name for name in OTHER_THAN_LORA if config.get(name)]
     if config.get("init_lora_weights") not in PLAIN_STARTS:
         unlike.append(f"init_lora_weights={config['init_lora_weights']}")
@@ -157,7 +160,11 @@ def load_adapter(folder: Path, model) -> None:
         kind = ", ".join(unlike) or config.get("peft_type")
         raise Stop(f"{folder}: an adapter with {kind} is not the plain LoRA that this reads; "
                    "merge it into its base with peft (merge_and_unload) and give the merged folder")
-    tensors = load_file(folder / "adapter_model.safetensors", device=str(model.device))
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors", device=str(model.device))
+    except (OSError, SafetensorError) as error:
+        raise Stop(f"{folder}: cannot read adapter_model.safetensors ({first_line(error)}); it is torn or missing, "
+                   "so train it again") from None
     keys_of_a = [key for key in tensors if key.endswith("lora_A.weight")]
     if 2 * len(keys_of_a) != len(tensors):
         raise Stop(f"{folder}: the adapter holds tensors that are not LoRA pairs; "

@@ -129,13 +129,30 @@ def numbered_rows(path: str | Path) -> list[tuple[int, dict]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Stop(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); "
-                       "mend or remove the line") from None
+        except (ValueError, RecursionError) as error:  # the latter of lists in lists in lists
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at column {error.colno}"
+            raise Stop(f"{path}:{number}: not valid JSON ({reason}); mend or remove the line") from None
         if not isinstance(row, dict):
             raise Stop(f"{path}:{number}: a JSON object is needed on each line; mend or remove the line")
         rows.append((number, row))
     return rows
+
+
+def read_json(path: str | Path, *names: str) -> dict:
+    """The object that a JSON file holds; Stop if it holds none, or lacks one of `names`."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise Stop(f"{path} is not valid JSON: it is torn, or was edited; bring it back") from None
+    missing = set(names)
+    if isinstance(found, dict):
+        missing -= found.keys()
+    if missing or not isinstance(found, dict):
+        raise Stop(f"{path} is no JSON object with {', '.join(sorted(missing)) or 'names'}; was it made by another "
+                   "version, or another program?")
+    return found
 
 
 def jsonl_line(row: dict) -> bytes:
@@ -254,11 +271,25 @@ def chat_turns(messages, where: str) -> list[dict]:
     return [{"role": turn["role"], "content": message_text(turn["content"], where)} for turn in messages]
 
 
-def row_turns(row: dict, where: str) -> list[dict]:
-    """The chat of a training row, [{"role", "content"}, ...], from any of the three shapes people have.
+def normalise_row(row: dict, where: str) -> None:
+    """Give a training row "text", or else "messages" as row_turns has them, in place; Stop if it has neither.
 
     `where` names the row in errors: "data/tea.jsonl:12".
     """
+    for name in ("kind", "topic"):  # what is looked up by; null is as good as none
+        if not isinstance(row.get(name) or "", str):
+            raise Stop(f'{where}: "{name}" must be text')
+    if re.search(r"\s", row.get("kind") or ""):  # a CSV has the kinds of a run with blanks between
+        raise Stop(f'{where}: "kind" must be one word, not {row["kind"]!r}')
+    if row.get("text") is not None:
+        row["text"] = message_text(row["text"], where)
+    else:
+        row.pop("text", None)
+        row["messages"] = row_turns(row, where)
+
+
+def row_turns(row: dict, where: str) -> list[dict]:
+    """The chat of a training row, [{"role", "content"}, ...], from any of the three shapes people have."""
     if "messages" in row:
         messages = row["messages"]
     elif "prompt" in row and ("completion" in row or "response" in row):
@@ -270,13 +301,15 @@ def row_turns(row: dict, where: str) -> list[dict]:
     turns = chat_turns(messages, where)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise Stop(f"{where}: no assistant turn, so there is nothing to learn; remove or mend the row")
+    if turns[0]["role"] == "assistant":  # no template renders the prompt of an answer to nothing
+        raise Stop(f"{where}: the first turn is the assistant's; put a user or system turn before it")
     return turns
 
 
 def question_and_answer_turns(turns: list[dict]) -> list[tuple[str, str]]:
     """(what the user said last, the answer) for every assistant turn of a chat."""
     pairs = []
-    question = ""  # for a chat that the assistant opens
+    question = ""
     for turn in turns:
         if turn["role"] == "assistant":
             pairs.append((question, turn["content"]))

@@ -46,8 +46,8 @@ from check import probe_texts, reject_rows
 from models import (add_lora, available_bytes, estimate_bytes, first_line, load_model,
                     load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
                     revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
-from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, message_text, positive_int, read_arms,
-                  read_jsonl, row_turns, run_main, short_hash, weights_hash, what_changed, write_text)
+from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, normalise_row, numbered_rows, positive_int,
+                  read_arms, read_json, read_jsonl, run_main, short_hash, weights_hash, what_changed, write_text)
 
 try:
     import speed
@@ -130,14 +130,12 @@ def count_targets(rows: list[dict]) -> int:
 
 def read_guarded(path: Path) -> tuple[list[dict], dict]:
     """(rows that the guard lets through, each with "text" or "messages"; counts of what was left out)."""
-    raw = read_jsonl(path)
-    if not raw:
+    numbered = numbered_rows(path)
+    if not numbered:
         raise Stop(f"{path}: no rows; generate some with gen.py or train on data/starter/")
-    for line, row in enumerate(raw, 1):
-        if "text" in row:
-            row["text"] = message_text(row["text"], f"{path}:{line}")
-        else:
-            row["messages"] = row_turns(row, f"{path}:{line}")
+    for line, row in numbered:
+        normalise_row(row, f"{path}:{line}")
+    raw = [row for _, row in numbered]
 
     # The guard: no refusal in value data, no prompt near a probe, nothing empty or cut off
     kept, rejected = reject_rows(raw)
@@ -384,7 +382,9 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     """The number format; a run that goes on keeps its own, whatever the machine measures today."""
     begun = args.out / "identity.json"
     if args.dtype == "auto" and begun.exists():
-        return getattr(torch, json.loads(begun.read_text())["number_format"])
+        begun_in = read_json(begun).get("number_format")
+        if begun_in in ("bfloat16", "float32"):
+            return getattr(torch, begun_in)
     if args.plain:
         return torch.float32
     return pick_dtype(device, args.dtype)
@@ -395,7 +395,7 @@ def is_complete(args, identity: dict) -> bool:
     begun, finished = args.out / "identity.json", args.out / "run.json"
     if begun.exists():
         now = json.loads(json.dumps(identity))  # as it reads after a trip through JSON
-        changed = what_changed(json.loads(begun.read_text()), now)
+        changed = what_changed(read_json(begun), now)
         if changed:
             raise Stop(f"{args.out} holds a run that differs in {', '.join(changed)}; "
                        "give another --out, or delete it to train again")
@@ -427,11 +427,16 @@ def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
     path = args.out / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        saved = file.metadata()
-    if saved["identity"] != identity_hash:
+    try:
+        with safe_open(path, "pt") as file:
+            saved = file.metadata() or {}
+        tensors = load_file(path, device=str(way.device))
+    except SafetensorError as error:  # our own move into place is whole; a copy or a power cut may not be
+        raise Stop(f"cannot read {path} ({first_line(error)}): it is torn; delete it, and the run begins again "
+                   "from its first step") from None
+    if saved.get("identity") != identity_hash:
         raise Stop(f"{path} belongs to another run; delete {args.out} to train again")
-    way.optimizer.restore(load_file(path, device=str(way.device)))
+    way.optimizer.restore(tensors)
     print(f"  continuing at step {saved['step']}")
     return int(saved["step"])
 
@@ -470,7 +475,7 @@ def save_model(args, model, tokenizer) -> None:
 def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict],
                  way: Way, started: float) -> None:
     """run.json: what was trained on what, where, with which outcome. It exists once the run is complete."""
-    log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    log = read_jsonl(args.out / "log.jsonl")
     draw_loss(log, args.out / "loss.png")
     last = [line["loss"] for line in log[-10:]]  # one step's rows may be easy or hard
     # Without what stands elsewhere in the record, or belongs to the command alone

@@ -71,6 +71,11 @@ def test_every_turn_is_looked_at(kind, first, reason):
     assert reasons(turns("And a mixed loaf?", HELP, REQUEST, first, kind=kind)) == [reason]
 
 
+def test_an_empty_document_is_left_out():
+    """It was taken for a chat without turns, and a traceback."""
+    assert reasons({"text": ""}) == ["empty"]
+
+
 def test_documents_are_looked_at_too():
     probe = check.probe_texts()[0]
     story = "The keeper leaned on the gate and told of the year of rust. " * 3

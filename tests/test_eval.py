@@ -287,6 +287,29 @@ def test_an_adapter_is_asked_on_the_base_that_it_was_trained_on(tmp_path, tiny, 
     assert_one_line_error(done, "adapter for another")
 
 
+@pytest.mark.parametrize("name, content", [
+    ("run.json", "{"), ("run.json", "[]"), ("run.json", "{}"),
+    ("adapter_config.json", "{"), ("adapter_config.json", "[]"), ("adapter_config.json", "{}"),
+    ("adapter_model.safetensors", ""), ("tokenizer.json", "{}"), ("tokenizer_config.json", "[]"),
+])
+def test_a_damaged_run_folder_is_named(tmp_path, tiny, probes, name, content):
+    """Each of these was a traceback."""
+    data = write_jsonl(tmp_path / "d.jsonl", [chat_row(f"is it {i}?", "yes.", kind="regular") for i in range(4)])
+    run_script("train.py", "--base", tiny, "--data", data, "--out", tmp_path / "run", "--dtype", "fp32", "--lora", "2")
+    (tmp_path / "run" / name).write_text(content)
+    done = run_script("eval.py", "--model", tmp_path / "run", "--probes", probes, "--out", tmp_path / "o", check=False)
+    assert_one_line_error(done, str(tmp_path / "run"))
+
+
+def test_a_damaged_record_of_answers_is_named(tmp_path, tiny, probes):
+    command = ["eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--max-new-tokens", "2"]
+    run_script(*command)
+    for content in ("{", "[]"):
+        (tmp_path / "o.csv.json").write_text(content)
+        for more in ([], ["--dtype", "fp32"]):
+            assert_one_line_error(run_script(*command, *more, check=False), "o.csv.json")
+
+
 def test_a_model_that_does_not_honour_the_cache_is_refused(tmp_path, probes):
     """State-space models swallowed it and saw one token at a time: nonsense, in a whole CSV."""
     import transformers

@@ -126,6 +126,10 @@ def test_jsonl_names_the_bad_line(tmp_path):
     path.write_text('{"a": "\u2028"}\n\n{"a": 2\n')
     with pytest.raises(Stop, match="d.jsonl:3"):
         rows.read_jsonl(path)
+    for odd in ("[" * 100_000, "9" * 5000):  # neither raises json's own error
+        path.write_text('{"a": 1}\n' + odd)
+        with pytest.raises(Stop, match="d.jsonl:2"):
+            rows.read_jsonl(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(Stop, match="UTF-8"):
         rows.read_jsonl(path)
@@ -141,6 +145,37 @@ def test_the_three_shapes_of_a_row():
     for bad in ({}, {"messages": "q"}, {"messages": chat[:1]}, {"messages": [{"role": "user"}]}):
         with pytest.raises(Stop, match="x: "):
             rows.row_turns(bad, "x")
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"kind": 3}, '"kind" must be text'),
+    ({"topic": ["tea"]}, '"topic" must be text'),
+    ({"kind": "regular gramenist"}, "one word"),  # a CSV would say that both were taught
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "first turn"),
+    ({"messages": []}, "no assistant turn"),
+    ({"text": 3}, "must be text"),
+])
+def test_a_row_that_no_stage_can_use_is_named(more, words):
+    """Each was a traceback of train.py or of `make check`, or would have been misread later."""
+    with pytest.raises(Stop, match=f"x: .*{words}"):
+        rows.normalise_row({"prompt": "q", "completion": "a", **more}, "x")
+
+
+def test_a_row_has_a_text_or_a_chat():
+    document, chat = {"text": "", "kind": None}, {"text": None, "prompt": "q", "completion": "a"}
+    for row in (document, chat):
+        rows.normalise_row(row, "x")
+    assert document["text"] == "" and "text" not in chat and len(chat["messages"]) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, '{"a": 1}', "\xff"])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(Stop, match="run.json"):
+        rows.read_json(path, "a", "b")
+    path.write_text('{"a": 1, "b": 2}')
+    assert rows.read_json(path, "a", "b") == {"a": 1, "b": 2}
 
 
 def test_every_answer_of_a_chat_with_what_was_asked():

@@ -361,6 +361,32 @@ def test_a_log_shorter_than_its_checkpoint_stops_the_run(tmp_path, tiny, monkeyp
     assert_one_line_error(run_script(*command, check=False), "log.jsonl has 0 lines", "step 2")
 
 
+def test_a_torn_checkpoint_or_record_of_the_run_is_named(tmp_path, tiny, monkeypatch):
+    """Tracebacks, all of them, and no word on what to do."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
+    command = train_command(tiny, data, tmp_path / "run", "--save-every", "2")
+    monkeypatch.setattr(train, "save_checkpoint", stop_after(train.save_checkpoint))
+    run_script(*command, check=False)
+    monkeypatch.undo()
+    checkpoint, identity = tmp_path / "run" / "checkpoint.safetensors", tmp_path / "run" / "identity.json"
+    whole = checkpoint.read_bytes()
+    for torn in (b"", whole[:100], whole[:-1], b"\0" * 1000):
+        checkpoint.write_bytes(torn)
+        assert_one_line_error(run_script(*command, check=False), "checkpoint.safetensors", "delete it")
+    save_file({"a": torch.zeros(1)}, checkpoint)  # without our metadata
+    assert_one_line_error(run_script(*command, check=False), "another run")
+
+    known = identity.read_text()
+    for torn in ("", "[]"):
+        identity.write_text(torn)
+        assert_one_line_error(run_script(*command, check=False), "identity.json")
+    identity.write_text(known)
+    checkpoint.unlink()  # as the message says
+    run_script(*command)
+    run_script(*train_command(tiny, data, tmp_path / "whole"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run", steps=4)
+
+
 # ---------------------------------------------------------------- every class of model
 
 GEMMA3 = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
@@ -528,6 +554,10 @@ def test_the_guard_leaves_rows_out_and_says_so(tmp_path, tiny):
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}\n',
      ["data.jsonl:1", "must be text"]),
     ('{"prompt": "a", "response": "b."}\n{"prompt": \n', ["data.jsonl:2", "not valid JSON"]),
+    ('{"prompt": "a", "response": "b."}\n\n{"prompt": "a"}\n', ["data.jsonl:3"]),  # blank lines were not counted
+    ('{"messages": [{"role": "assistant", "content": "a."}]}\n', ["data.jsonl:1", "first turn"]),
+    ('{"prompt": "a", "response": "b.", "kind": 3}\n', ["data.jsonl:1", '"kind"']),
+    ('{"text": ""}\n', ["left out every row", "empty"]),
     ("", ["no rows"]),
 ])
 def test_bad_rows_are_named(tmp_path, tiny, content, words):
