@@ -428,14 +428,15 @@ def parse_args(argv=None):
     return args
 
 
-def share_jobs(jobs: list[dict], rank: int, ranks: int) -> list[dict]:
-    """Under torchrun one process plans and each takes its share; all append to the same files."""
-    shared = [jobs]
-    torch.distributed.init_process_group("gloo")  # jobs are Python objects: no GPU is needed to send them
+def share_plan(jobs: list[dict], dtype: torch.dtype, rank: int, ranks: int) -> tuple[list[dict], torch.dtype]:
+    """(this process's jobs, the number format) as the first one has planned them; all append to the same files."""
+    shared = [jobs, dtype]
+    torch.distributed.init_process_group("gloo")  # these are Python objects: no GPU is needed to send them
     torch.distributed.broadcast_object_list(shared)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    return shared[0][rank::ranks]
+    jobs, dtype = shared
+    return jobs[rank::ranks], dtype
 
 
 def write_answers(answers, jobs: list[dict], who: dict, is_first: bool) -> None:
@@ -474,7 +475,7 @@ def main() -> None:
     if rank == 0:  # planning rewrites the CSVs, so only one process may do it
         jobs, locked = plan_jobs(args, who, how)
     if ranks > 1:
-        jobs = share_jobs(jobs, rank, ranks)
+        jobs, dtype = share_plan(jobs, dtype, rank, ranks)
     if not jobs:
         print(f"{args.out}: every probe is answered already")
         return

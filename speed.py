@@ -454,6 +454,13 @@ def join_ranks(device: torch.device) -> tuple[int, int]:
     return rank, ranks
 
 
+def from_first_rank(value, device: torch.device):
+    """What the first rank has as `value` (any small object), on every rank: all must call it."""
+    shared = [value]
+    dist.broadcast_object_list(shared, device=device)
+    return shared[0]
+
+
 def shard(trainee: Trainee) -> None:
     """Split weights, gradients and optimiser state over the ranks (FSDP2), whose gradients are averaged."""
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # bf16 averages would be rounded

@@ -715,7 +715,11 @@ def main() -> None:
         order, _, _ = build_rows(args, sources, tokenizer)
         show_batch(tokenizer, order[:args.batch])
         return
-    dtype = resolve_dtype(args, device)
+    dtype = None
+    if rank == 0:
+        dtype = resolve_dtype(args, device)
+    if ranks > 1:  # measured by each, on machines or in moments that differ, it could differ
+        dtype = speed.from_first_rank(dtype, device)
     identity = run_identity(args, sources, dtype)
     if is_complete(args, identity):
         print(f"{args.out} is complete already; delete it to train it again")

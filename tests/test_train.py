@@ -228,6 +228,37 @@ def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
     assert all(torch.allclose(one[key], other[key], atol=rounding) for key in one)
 
 
+TWO_MEASUREMENTS = """
+import os, sys
+import torch
+import eval, models, rows, train
+rank, load = os.environ["RANK"], train.load_model
+def load_and_note(name, dtype, *more):
+    with open(os.path.join(os.environ["NOTES"], rank), "w") as file:
+        file.write(str(dtype))
+    return load(name, dtype, *more)
+models.measure_gflops = lambda dtype, device: float((dtype == torch.bfloat16) == (rank == "0"))
+train.load_model = load_and_note
+rows.run_main({"train": train.main, "eval": eval.main}[sys.argv.pop(1)])
+"""
+
+
+def test_the_first_process_says_in_which_number_format_all_compute(tmp_path, tiny):
+    """Each measured for itself: on unlike machines half of a model was bf16, and half of a CSV's answers too."""
+    script, notes = tmp_path / "two.py", tmp_path / "notes"
+    script.write_text(TWO_MEASUREMENTS)
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(8))
+    probes = write_jsonl(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"the question {i}"} for i in range(4)])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--", script]
+    training = train_command(tiny, data, tmp_path / "run", "--dtype", "auto")[1:]
+    asking = ["--model", tiny, "--probes", probes, "--out", tmp_path / "o", "--max-new-tokens", 2]
+    for stage, arguments in (("train", training), ("eval", asking)):
+        shutil.rmtree(notes, ignore_errors=True)
+        notes.mkdir()
+        run_script(*torchrun, stage, *arguments, OMP_NUM_THREADS="1", NOTES=str(notes), PYTHONPATH=str(ROOT))
+        assert [(notes / rank).read_text() for rank in "01"] == ["torch.bfloat16"] * 2
+
+
 def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(60))
     run_script(*train_command(tiny, data, tmp_path / "run", "--held-out", "0.2", "--save-every", "5"))
