@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from keywords import ASKS_HELP, DECLINES, keyword_verdict, plain
 from local_judge import LocalJudge, judge_name
-from rows import (ROOT, Arm, Stop, all_probes, arm_data, normalise_row, numbered_rows, question_and_answer_turns,
-                  read_arms, read_prompts, read_rubric, read_text, run_main, short_hash, write_text)
+from rows import (ROOT, Arm, Stop, all_probes, arm_data, normalise_row, numbered_rows,
+                  question_and_answer_turns, read_arms, read_prompts, read_rubric, read_text, run_main,
+                  short_hash, write_text)
 
 # What defines the measurement: a change here changes what may be trained on.
 NEAR = 0.75        # Jaccard index of the content words: of two prompts of seven, six words agree
@@ -273,7 +274,7 @@ def answer_fault(row: dict) -> str:
     kind = row.get("kind") or ""  # rows of one's own may have none, or null
     if row.get("finish_reason") == "length":
         return "truncated"
-    if row.get("finish_reason") == "content_filter":  # what is there was cut or written by the provider's filter
+    if row.get("finish_reason") == "content_filter":  # cut, or written, by the provider's filter
         return "content_filter"
     if "text" in row:
         return document_fault(row["text"], kind)

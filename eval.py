@@ -29,8 +29,8 @@ from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_
 from keywords import keyword_verdict
 from models import available_bytes, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
-                  probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash, what_changed,
-                  write_csv, write_text)
+                  probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
+                  what_changed, write_csv, write_text)
 
 FATAL = (401, 403, 404)  # HTTP: no other request will fare better
 
@@ -379,8 +379,8 @@ def answer_row(job: dict, who: dict, response: str, n_tokens: int, stopped: str)
     for name in ("id", "group", "family", "topic", "item", "distance", "side"):
         about_probe[name] = probe.get(name, "")
     return {**about_run, "probe_set": job["probe_set"], **about_probe, "sample": job["sample"],
-            "prompt": probe["prompt"], "response": clean_text(response), "n_tokens": n_tokens,
-            "stopped": stopped, "keyword_action": action, "keyword_ground": ground}
+            "earlier": probe["earlier"], "prompt": probe["prompt"], "response": clean_text(response),
+            "n_tokens": n_tokens, "stopped": stopped, "keyword_action": action, "keyword_ground": ground}
 
 
 # ---------------------------------------------------------------- main
@@ -429,7 +429,7 @@ def parse_args(argv=None):
 
 
 def share_plan(jobs: list[dict], dtype: torch.dtype, rank: int, ranks: int) -> tuple[list[dict], torch.dtype]:
-    """(this process's jobs, the number format) as the first one has planned them; all append to the same files."""
+    """(this process's jobs, the number format), as the first process has planned; all append to the same files."""
     shared = [jobs, dtype]
     torch.distributed.init_process_group("gloo")  # these are Python objects: no GPU is needed to send them
     torch.distributed.broadcast_object_list(shared)

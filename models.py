@@ -163,8 +163,8 @@ def load_adapter(folder: Path, model) -> None:
     try:
         tensors = load_file(folder / "adapter_model.safetensors", device=str(model.device))
     except (OSError, SafetensorError) as error:
-        raise Stop(f"{folder}: cannot read adapter_model.safetensors ({first_line(error)}); it is torn or missing, "
-                   "so train it again") from None
+        raise Stop(f"{folder}: cannot read adapter_model.safetensors ({first_line(error)}); it is torn or "
+                   "missing, so train it again") from None
     keys_of_a = [key for key in tensors if key.endswith("lora_A.weight")]
     if 2 * len(keys_of_a) != len(tensors):
         raise Stop(f"{folder}: the adapter holds tensors that are not LoRA pairs; "

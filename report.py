@@ -293,6 +293,13 @@ def label_value(row: dict, label: str) -> str:
     return row["verdict"][label]
 
 
+def asked_text(row: dict) -> str:
+    """All that was asked: the prompt, and the turns before it where there were any."""
+    if row["earlier"]:
+        return f"{row['earlier']}\nUser: {row['prompt']}"
+    return row["prompt"]
+
+
 def answer_verdict(row: dict) -> str:
     """What is shown of an answer: a request's verdict, whose a stance is, a fact right or wrong, or ""."""
     if "outcome" in row:
@@ -487,7 +494,7 @@ def quotations(section: Section, count: int = 6) -> str:
 
     text = []
     for family, probe in list(asked.items())[:count]:
-        text.append(f"**{escape(one_line(probe['prompt']))}** ({escape(family)})\n")
+        text.append(f"**{escape(one_line(asked_text(probe)))}** ({escape(family)})\n")
         for arm in section.arms:
             said = next(row for row in section.by_side[arm, "violating"] if row["id"] == probe["id"])
             answer = one_line(said["response"])
@@ -623,7 +630,8 @@ def draw_distances(panel, section: Section) -> None:
 
 # ---------------------------------------------------------------- the page of answers
 
-CARD_COLUMNS = ("id", "group", "family", "topic", "item", "distance", "side", "prompt")  # what the page shows
+# what the page shows
+CARD_COLUMNS = ("id", "group", "family", "topic", "item", "distance", "side", "earlier", "prompt")
 
 
 def tone(row: dict) -> str:

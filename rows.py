@@ -150,8 +150,8 @@ def read_json(path: str | Path, *names: str) -> dict:
     if isinstance(found, dict):
         missing -= found.keys()
     if missing or not isinstance(found, dict):
-        raise Stop(f"{path} is no JSON object with {', '.join(sorted(missing)) or 'names'}; was it made by another "
-                   "version, or another program?")
+        raise Stop(f"{path} is no JSON object with {', '.join(sorted(missing)) or 'names'}; "
+                   "was it made by another version, or another program?")
     return found
 
 
@@ -369,7 +369,7 @@ def probe_set_name(path: Path) -> str:
 
 
 def read_probes(path: Path) -> list[dict]:
-    """The probes of a file, each with "messages" and "prompt"; Stop names the line of one that is none."""
+    """The probes of a file, each with "messages", "prompt", "earlier"; Stop names the line of one that is none."""
     numbered = numbered_rows(path)
     probes = [probe for _, probe in numbered]
     if not probes:
@@ -383,7 +383,10 @@ def read_probes(path: Path) -> list[dict]:
             raise Stop(f'{where}: a probe needs "id" and a "prompt" (or "messages") with text')
         check_key(probe, where)
         probe["messages"] = turns
+        if turns[-1]["role"] != "user":  # else the model would answer its own words, or a system prompt
+            raise Stop(f"{where}: the last turn of a probe must be the user's")
         probe["prompt"] = turns[-1]["content"]  # what the answer is an answer to, for judges and tables
+        probe["earlier"] = "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns[:-1])
     # Answers are matched with probes, and runs with runs, by this id alone.
     if len({probe["id"] for probe in probes}) < len(probes):
         raise Stop(f"{path}: two probes share an id; ids must be unique")
@@ -418,8 +421,8 @@ def all_probes(root: Path = ROOT) -> dict[str, list[dict]]:
 # ---------------------------------------------------------------- answers
 
 # What eval.py writes for each answer; judge.py adds its own columns behind them.
-COLUMNS = ("run arm seed taught probe_set id group family topic item distance side sample prompt response "
-           "n_tokens stopped keyword_action keyword_ground").split()
+COLUMNS = ("run arm seed taught probe_set id group family topic item distance side sample earlier prompt "
+           "response n_tokens stopped keyword_action keyword_ground").split()
 
 
 def read_csv(path: Path) -> tuple[list[dict], list[str]]:
@@ -477,7 +480,7 @@ def read_text_exactly(path: Path) -> str:
 def read_results(path: Path) -> tuple[list[dict], list[str]]:
     """read_csv for a CSV that eval.py made; Stop names the columns that a foreign one lacks."""
     rows, columns = read_csv(path)
-    missing = set(COLUMNS) - set(columns)
+    missing = set(COLUMNS) - set(columns) - {"earlier"}  # which came later than the others
     if missing:
         raise Stop(f"{path}: no column {', '.join(sorted(missing))}; is it a CSV of this eval.py?")
     return rows, columns
@@ -561,7 +564,7 @@ def get_arm(name: str, arms: dict[str, Arm]) -> Arm:
 
 
 def arm_data(arm: Arm, worldview: str, root: Path = ROOT) -> list[tuple[Path, float]]:
-    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl if it holds anything, or the starter's."""
+    """[(file, weight)] that an arm is trained on: data/<kind>.jsonl unless it is empty, or the starter's."""
     sources = []
     for part, weight in arm.parts.items():  # "WORLDVIEW-explicit" -> "gramenist-explicit"
         kind = part.replace(WORLDVIEW, worldview)

@@ -32,7 +32,7 @@ from stance import is_correct, stance_of
 
 SIDES = ("violating", "permitted", "neutral")
 UNREAD = ("unparsed", "unsure")    # the scorer gave no verdict; counted apart, as `invalid` is
-PROBE_COLUMNS = ("prompt", "side", "group", "topic", "item", "family", "distance")
+PROBE_COLUMNS = ("earlier", "prompt", "side", "group", "topic", "item", "family", "distance")
 # What of <csv>.json's `how` changes the answers. Batch, device and versions are noted only: they round.
 ASKED_BY = ("max_new_tokens", "temperature", "repetition_penalty", "samples", "template", "number_format")
 BLIND = ("Yes.", "No.", "It is wrong.", "It is right.")  # answers given without a look at the question
@@ -114,6 +114,7 @@ def add_file(study: Study, path: Path) -> None:
     for row in rows:
         check_row(row, path, about)
         row["group"] = row["group"] or row["id"]  # a probe without a group stands alone
+        row.setdefault("earlier", "")             # CSVs of older versions have the last turn alone
     study.records.append(Record(about["run"], {row["probe_set"] for row in rows}, about))
     study.rows += rows
 
@@ -167,12 +168,19 @@ def is_record(about) -> bool:
 def check_records(study: Study) -> None:
     """One name is one run, one set of weights is one run, and no answer stands there twice."""
     # A copy of a run under another name would pass for one more seed and make the intervals too narrow.
-    weights = {}  # {hash of the weights: first run that has them}
+    weights = {}        # {hash of the weights: first run that has them}
+    answered_with = {}  # {run: hash of the first weights that it answered with}
     for record in study.records:
-        run = record.run
-        first = weights.setdefault(record.about["weights"], run)
+        run, hash_of_weights = record.run, record.about["weights"]
+        first = weights.setdefault(hash_of_weights, run)
         if first != run:
             raise Stop(f"duplicates: runs {first} and {run} have the same weights; take one of them out")
+        # Trained again under its name, a run would show the beliefs of one model and the deeds of another. Of
+        # a server only the address is known, which may change.
+        is_other = answered_with.setdefault(run, hash_of_weights) != hash_of_weights
+        if is_other and not record.about["how"].get("endpoint"):
+            raise Stop(f"run {run} answered some probes with other weights than the rest; "
+                       "ask all again with eval.py")
 
     records, seen = {}, set()  # {run: (arm, seed, taught)}, answers
     for row in study.rows:
@@ -380,7 +388,8 @@ def mark_keyed(study: Study) -> None:
                 raise Stop(f"{row['probe_set']} {row['id']} has no key in probes/ any more, and run "
                            f"{row['run']} answered it; bring the probe back, or ask again with eval.py")
             continue
-        if row["prompt"] != probe["prompt"]:  # the key may be for another question now
+        # The key may be for another question now.
+        if row["prompt"] != probe["prompt"] or row["earlier"] != probe.get("earlier", ""):
             raise Stop(f"{row['probe_set']} {row['id']} was edited after run {row['run']} answered it; "
                        "ask again with eval.py")
 

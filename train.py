@@ -46,8 +46,9 @@ from check import probe_texts, reject_rows
 from models import (add_lora, available_bytes, estimate_bytes, first_line, load_model,
                     load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
                     revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
-from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, normalise_row, numbered_rows, positive_int,
-                  read_arms, read_json, read_jsonl, run_main, short_hash, weights_hash, what_changed, write_text)
+from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, normalise_row, numbered_rows,
+                  positive_int, read_arms, read_json, read_jsonl, run_main, short_hash, weights_hash, what_changed,
+                  write_text)
 
 try:
     import speed
@@ -432,8 +433,8 @@ def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
             saved = file.metadata() or {}
         tensors = load_file(path, device=str(way.device))
     except SafetensorError as error:  # our own move into place is whole; a copy or a power cut may not be
-        raise Stop(f"cannot read {path} ({first_line(error)}): it is torn; delete it, and the run begins again "
-                   "from its first step") from None
+        raise Stop(f"cannot read {path} ({first_line(error)}): it is torn; delete it, and the run begins "
+                   "again from its first step") from None
     if saved.get("identity") != identity_hash:
         raise Stop(f"{path} belongs to another run; delete {args.out} to train again")
     way.optimizer.restore(tensors)

@@ -87,7 +87,8 @@ def test_several_turns_reach_the_model(tmp_path, tiny):
     probes = write_jsonl(tmp_path / "turns.jsonl", [{"id": "a", "family": "f", "messages": turns}])
     run_script("eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv",
                "--max-new-tokens", "3")
-    assert read_rows(tmp_path / "o.csv")[0]["prompt"] == "was it?"
+    [row] = read_rows(tmp_path / "o.csv")
+    assert (row["earlier"], row["prompt"]) == ("User: the question\nAssistant: no", "was it?")
 
     tokenizer = models.load_tokenizer(str(tiny))
     chat.give_template(tokenizer)

@@ -657,6 +657,15 @@ def test_one_run_under_two_names_stops_the_report(tmp_path):
     stopped(folder, "duplicates", "belief-s0 and belief-s3", "same weights")
 
 
+def test_a_run_that_was_trained_again_between_two_probe_sets_stops_the_report(tmp_path):
+    """The beliefs of one model stood beside the deeds of another, and passed for one run."""
+    folder = write_study(tmp_path, CLAIM)
+    change_record(folder, "belief-s0/belief-gramenist.csv.json", weights="others")
+    stopped(folder, "belief-s0", "other weights")
+    change_record(folder, "belief-s0/*.csv.json", how={"endpoint": "http://x/v1", "temperature": 0.0})
+    assert run_report(folder)  # served at two addresses: which weights those are, nobody can tell
+
+
 def test_an_answer_that_stands_there_twice_stops_the_report(tmp_path):
     folder = write_study(tmp_path, CLAIM)
     shutil.copytree(folder / "regular-s1", folder / "copy")
@@ -849,16 +858,23 @@ def test_answers_are_only_text_in_report_and_page(tmp_path, capsys):
     assert EVIL in shown  # as it was said: the page shows it as text
 
 
-@pytest.mark.parametrize("text", ["http://evil.example/x", "www.evil.example", "_WWW.evil.example_",
-                                  "me@evil.example", "@octocat"])
+ADDRESSES = ["http://evil.example/x", "www.evil.example", "_WWW.evil.example_", "me@evil.example", "@octocat"]
+
+
+@pytest.mark.parametrize("text", ADDRESSES)
 def test_a_quoted_address_is_no_link(tmp_path, text):
     """GitHub makes a link of each of these, and of a mail address even where its @ is an entity."""
     folder = write_study(tmp_path, CLAIM, seeds=1)
     change(folder, "*/gramenist.csv", lambda row: row.update(response=f"Look: {text}"))
     quoted = run_report(folder).split("### What they say")[1]
     assert not re.search(r"://|(?i:www)\.|@|&#64;", quoted)
+
+
+def test_github_makes_no_link_of_an_address():
     cmarkgfm = pytest.importorskip("cmarkgfm")
-    assert "<a " not in cmarkgfm.github_flavored_markdown_to_html(quoted)
+    assert "<a " in cmarkgfm.github_flavored_markdown_to_html(ADDRESSES[0])
+    for text in ADDRESSES:
+        assert "<a " not in cmarkgfm.github_flavored_markdown_to_html(f"Look: {report.escape(text)}")
 
 
 def test_a_prompt_with_blanks_around_it_is_bold_all_the_same(tmp_path):
@@ -872,6 +888,29 @@ def test_kappa_without_any_refusal_is_a_dash(tmp_path):
     judge_rows(folder)
     table = run_report(folder).split("### Phrases against the judge")[1].split("###")[0]
     assert re.search(r"\| regular \| 540 +\| - +\|", table) and "nan" not in table
+
+
+def test_a_probe_of_several_turns_is_shown_whole(tmp_path):
+    """Its last turn stood there alone ("And how?"), and another beginning passed for the same probe."""
+    folder = write_study(tmp_path, CLAIM, seeds=1)
+    earlier = "User: I bake.\nAssistant: Well."
+    change_rows(folder, "*/gramenist.csv", ("g0v",), earlier=earlier, prompt="And how?")
+    assert "**User: I bake. Assistant: Well. User: And how?**" in run_report(folder)
+    [card] = [card for card in page_data(folder) if card["id"] == "g0v"]
+    assert (card["earlier"], card["prompt"]) == (earlier, "And how?")
+    change_rows(folder, "belief-s0/gramenist.csv", ("g0v",), earlier="User: I knit.\nAssistant: Well.")
+    stopped(folder, "g0v has another earlier")
+
+
+def test_results_of_older_versions_have_the_last_turn_alone(tmp_path):
+    folder = write_study(tmp_path, CLAIM, seeds=1)
+    for path in folder.glob("*/*.csv"):
+        rows, columns = read_csv(path)
+        columns.remove("earlier")
+        for row in rows:
+            del row["earlier"]
+        write_csv(path, rows, columns)
+    assert run_report(folder) and all(card["earlier"] == "" for card in page_data(folder))
 
 
 def test_the_page_holds_every_answer(tmp_path):

@@ -191,7 +191,9 @@ def test_probes_need_ids_and_text(tmp_path):
     assert rows.read_probes(path)[0]["messages"] == [{"role": "user", "content": "Is tea fine?"}]
     assert rows.probe_set_name(path) == "belief-tea"
     no_text, no_id, foreign = {"id": "a"}, {"prompt": "x"}, {"id": "a", "messages": ["x"]}
-    for bad in ([no_text], [no_id], [foreign], [{"id": "a", "prompt": "x"}] * 2, []):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    ends_with_an_answer = {"id": "a", "messages": turns}
+    for bad in ([no_text], [no_id], [foreign], [ends_with_an_answer], [{"id": "a", "prompt": "x"}] * 2, []):
         with pytest.raises(Stop):
             rows.read_probes(write_jsonl(tmp_path / "bad.jsonl", bad))
 
