@@ -196,8 +196,9 @@ def answer_here(model, tokenizer, jobs: list[dict], args):
 def answer_by_endpoint(jobs: list[dict], args):
     """The same by a server that speaks the OpenAI protocol, as vLLM: for models that one GPU cannot hold.
 
-    A request that the server will never take (HTTP 400) gives an empty answer, stopped by "error": one
-    bad probe must not hold up the rest for ever, and an empty answer counts as invalid.
+    A request that the server will never take (HTTP 400), or whose answer its filter cut, gives an empty
+    answer, stopped by "error": one bad probe must not hold up the rest for ever, and an empty answer
+    counts as invalid.
     """
     from gen import Client, RequestFailed, read_dotenv  # not needed to answer on this machine
     read_dotenv()
@@ -224,6 +225,10 @@ def answer_by_endpoint(jobs: list[dict], args):
                     pool.shutdown(cancel_futures=True)
                     raise Stop(f"{args.endpoint}: {error}; the answers so far are kept: run again") from None
                 tqdm.write(f"  {job['probe']['id']}: {error}")
+                yield job, "", 0, "error"
+                continue
+            if reply["finish_reason"] == "content_filter":  # the server's words, or the half that it let through
+                tqdm.write(f"  {job['probe']['id']}: the server's content filter cut the answer")
                 yield job, "", 0, "error"
                 continue
             stopped = "length" if reply["finish_reason"] == "length" else "eos"

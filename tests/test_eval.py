@@ -239,13 +239,14 @@ def test_an_endpoint_gives_the_same_csv(probes, tmp_path, endpoint):
 def test_a_request_that_is_always_turned_down_does_not_stop_the_rest(tmp_path, endpoint):
     """HTTP 400 for one probe ended the evaluation for ever; its answer is empty, which counts as invalid."""
     url, log = endpoint()
-    asked = [{"id": "a", "prompt": "BAD word?"}, {"id": "b", "prompt": "a good one?"}]
+    asked = [{"id": "a", "prompt": "BAD word?"}, {"id": "b", "prompt": "a good one?"},
+             {"id": "c", "prompt": "FILTER it?"}]
     probes = write_jsonl(tmp_path / "p.jsonl", asked)
     command = ["eval.py", "--endpoint", url, "--model", "m", "--probes", probes, "--out", tmp_path / "o.csv"]
-    assert "1 requests were turned down" in run_script(*command).stdout
+    assert "2 requests were turned down" in run_script(*command).stdout
     rows = {row["id"]: row for row in read_rows(tmp_path / "o.csv")}
-    down = rows["a"]
-    assert (down["response"], down["stopped"], down["keyword_action"]) == ("", "error", "invalid")
+    for down in (rows["a"], rows["c"]):  # what a filter left passed for the model's own answer
+        assert (down["response"], down["stopped"], down["keyword_action"]) == ("", "error", "invalid")
     assert rows["b"]["response"].startswith("Answer to")
     assert "answered already" in run_script(*command).stdout
 
