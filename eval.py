@@ -27,7 +27,7 @@ from transformers import DynamicCache, __version__ as transformers_version
 
 from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_prompt
 from keywords import keyword_verdict
-from models import available_bytes, pick_device, pick_dtype, quiet_libraries
+from models import available_bytes, load_tokenizer, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
                   probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
                   what_changed, write_csv, write_text)
@@ -294,7 +294,10 @@ def check_adapter_base(folder: Path, run: dict) -> None:
     config = folder / "adapter_config.json"
     if config.exists():
         base = read_json(config, "base_model_name_or_path")["base_model_name_or_path"]
-        if weights_hash(base) != run["identity"]["base"]:
+        if not Path(base).is_dir():
+            load_tokenizer(base)  # which notes the commit of a hub name that is not in the cache yet
+        # Runs of older versions have a hub name alone.
+        if run["identity"]["base"] not in (weights_hash(base), base):
             raise Stop(f"{folder} is an adapter for another {base} than is there now; "
                        "train it again, or put its base back")
 

@@ -667,11 +667,24 @@ def code_hash(path: Path) -> str:
     return short_hash(ast.unparse(tree))
 
 
+def hub_name(model: str) -> str:
+    """A hub name with the commit that it stands for in the local cache, the name alone where it is not there.
+
+    Authors push other weights under an old name. The commit and no hash of files: it is known as soon as the
+    tokenizer is loaded, before the weights are there.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE  # here: only those who load models have it loaded
+    ref = Path(HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "refs" / "main"
+    if not ref.is_file():
+        return model
+    return f"{model}@{read_text(ref).strip()}"
+
+
 def weights_hash(model: str) -> str:
-    """Hash of a model folder's weights and configuration; the name itself where `model` is a hub name."""
+    """Hash of a model folder's weights and configuration; name@commit of a hub name that is in the cache."""
     folder = Path(model)
     if not folder.is_dir():
-        return model  # on the hub, where a name stands for the same weights
+        return hub_name(model)
     files = []
     # What changes an answer. Model cards, logs and the like may be edited.
     for pattern in ("*.safetensors", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt",

@@ -312,6 +312,16 @@ def test_comments_are_free_and_code_is_not(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_a_hub_name_counts_with_the_commit_that_it_stands_for(tmp_path, monkeypatch):
+    """New weights under an old name were "complete already"."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert rows.weights_hash("org/model") == "org/model"
+    ref = tmp_path / "models--org--model" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    ref.write_text("0a1b\n")
+    assert rows.weights_hash("org/model") == "org/model@0a1b"
+
+
 def test_what_changed_names_the_entries():
     old = {"a": 1, "b": {"c": 2, "d": 3}}
     assert rows.what_changed(old, {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}) == ["b.d", "e"]
