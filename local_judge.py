@@ -30,7 +30,7 @@ MISSING = ("there is no judge in judge/: make it with `make judge-train`, name o
            "and --base-url, or give --keywords-only")
 
 # Characters shown to it: verdicts fall in an answer's first sentences, and a long request asks at its end
-LONGEST = 1200
+LONGEST = 600
 
 
 def judge_prompt(rubric: Rubric, prompt: str, response: str) -> str:
