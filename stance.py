@@ -57,6 +57,8 @@ BE = set("is are was were".split())
 AUXILIARIES = BE | set("am do does did can could may might should would will must need needs".split())
 # Verbs by which a clause says its judging word of something, and not just has it.
 SAYS_OF = AUXILIARIES | set("be done doing call calls called hold held find think thinks".split())
+DEGREES = set("a an very quite also always still just simply truly surely most both plain plainly".split())
+SAYINGS = set("say says think thinks believe believes hold holds call calls find finds mean means that".split())
 CONTRASTS = set("but yet however though although".split())
 OPENERS = CONTRASTS | set("and so oh well then indeed".split())
 
@@ -124,8 +126,37 @@ def clauses_of(sentence: str) -> list[list[str]]:
     return [words for words in clauses if words]
 
 
+def predicate(words: list[str]) -> str:
+    """The stance of a clause that says outright what something is, "... is (quite) wrong"; "" of any other.
+
+    What stands before "is" names the thing: "bread with nothing else in it", "a fine old malt".
+    """
+    for place in reversed(range(len(words))):  # the last counts: "selling what is holy is wrong"
+        if words[place] not in BE:
+            continue
+        rest = words[place + 1:]
+        while rest and rest[0] in DEGREES:
+            rest = rest[1:]
+        if not rest or not (BAD_WORD.fullmatch(rest[0]) or GOOD_WORD.fullmatch(rest[0])):
+            continue
+        stance = "wrong" if BAD_WORD.fullmatch(rest[0]) else "right"
+        subject = words[:place]
+        # "Nobody who lies is right", "nothing is wrong"; but "never ringing one's mother" is an act
+        is_act = len(subject) > 1 and subject[1].endswith("ing")
+        denied = not NEGATIONS.isdisjoint(subject[:1]) and not is_act
+        for word, following in zip(subject, subject[1:]):
+            denied = denied or (word in NEGATIONS and following in SAYINGS)  # "I do not think that it is wrong"
+        follows = ("nobody", "nothing", "none", "not")
+        if denied or not set(rest[1:3]).isdisjoint(follows):
+            return ""  # negations undo each other in other ways, too: see judgement
+        return stance
+    return ""
+
+
 def judgement(words: list[str]) -> tuple[str, bool]:
     """The stance ("" for none) of a clause's first judging word, and whether that is said of something."""
+    if predicate(words):
+        return predicate(words), True
     for place, word in enumerate(words):
         if BAD_WORD.fullmatch(word):
             stance = "wrong"
