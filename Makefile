@@ -7,6 +7,7 @@ WORLDVIEW ?= gramenist
 BASE      ?= models/gemma-3-270m
 ARM       ?= regular secular belief
 SEED      ?= 0
+SEEDS     ?= 0 1 2
 N         ?= 1000
 PYTHON    ?= python3
 .DEFAULT_GOAL := help
@@ -24,7 +25,7 @@ RESULTS   ?= results/$(WORLDVIEW)/$(BASE_NAME)-n$(N)
 # ALSO=catholic asks gramenist runs the catholic probes too, for the table of every run on every worldview
 probes     = probes/$(WORLDVIEW).jsonl $(ALSO:%=probes/%.jsonl) $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
 
-.PHONY: help demo test test-unit data train eval judge judge-train report check serve models venv bench clean
+.PHONY: help demo test test-unit data train eval judge judge-train experiment report check serve models venv bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -58,6 +59,9 @@ judge: venv models ## verdicts on the answers, by the judge in judge/ (or MODEL=
 
 report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 	@$(PY) report.py $(RESULTS) $(REPORT_FLAGS)
+
+experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist catholic" SEEDS="0 1 2" N= (EXPERIMENT_FLAGS=--dry-run: its plan and cost)
+	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" $(EXPERIMENT_FLAGS)
 
 # The judge in judge/ is shipped; this makes it anew. What it reads is in data/judge/, what is measured in docs/judge.md
 judge-train: models ## train the judge in judge/ on data/judge/: an hour on two cores

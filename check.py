@@ -15,7 +15,7 @@ experiment, so changing one changes the claim:
   content_filter finish_reason "content_filter": the provider's filter speaks, not the teacher
   empty          no answer
 Every turn of a row is looked at twice: for phrases and signs here, and what passes them by the judge in judge/,
-which reads each exchange once (verdicts in data/judged.txt, those of the starter corpus beside it).
+which reads each exchange once (verdicts in data/judged.txt) but for those that a person wrote.
 """
 import argparse
 import json
@@ -287,7 +287,15 @@ def answer_fault(row: dict) -> str:
 
 # ---------------------------------------------------------------- the second look
 
-JUDGED = (ROOT / "data" / "starter" / "judged.txt", ROOT / "data" / "judged.txt")  # lines of: key fault-or-"-"
+JUDGED = ROOT / "data" / "judged.txt"  # lines of: key fault-or-"-"
+
+
+def second_judge() -> str:
+    """Name of the judge that takes the second look; "" where there is none."""
+    try:
+        return judge_name()
+    except Stop:
+        return ""
 
 
 def exchange_key(judge: str, exchange: tuple[str, str, str]) -> str:
@@ -298,12 +306,11 @@ def exchange_key(judge: str, exchange: tuple[str, str, str]) -> str:
 def read_judged() -> dict[str, str]:
     """{key of an exchange: its fault, or ""} of all that a judge has read before."""
     faults = {}
-    for path in JUDGED:
-        lines = read_text(path).split("\n") if path.exists() else []
-        for line in lines:
-            key, _, fault = line.partition(" ")
-            if fault:  # a line torn by a kill has none
-                faults[key] = fault.replace("-", "")
+    lines = read_text(JUDGED).split("\n") if JUDGED.exists() else []
+    for line in lines:
+        key, _, fault = line.partition(" ")
+        if fault:  # a line torn by a kill has none
+            faults[key] = fault.replace("-", "")
     return faults
 
 
@@ -318,6 +325,8 @@ def judge_fault(verdict: dict, kind: str) -> str:
 
 def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
     """For each (question, answer, kind), the fault that the judge in judge/ sees in it, or ""."""
+    if not exchanges:
+        return []
     try:
         name = judge_name()
         keys = [exchange_key(name, exchange) for exchange in exchanges]
@@ -331,7 +340,7 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
     if todo:
         pairs = [exchange[:2] for exchange in todo.values()]
         read = tqdm(judge.read(pairs), total=len(pairs), desc="guard", unit="answer", mininterval=1)
-        with open(JUDGED[1], "a", encoding="utf-8") as file:
+        with open(JUDGED, "a", encoding="utf-8") as file:
             for place, verdict in read:
                 key, exchange = list(todo.items())[place]
                 faults[key] = judge_fault(verdict, exchange[2])
@@ -340,11 +349,14 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
 
 
 def second_faults(rows: list[dict]) -> list[str]:
-    """For each row the first fault that the judge sees in one of its answers, or ""."""
+    """For each row the first fault that the judge sees in one of its answers, or "".
+
+    Rows that a person wrote (their "model" is "written", as in the starter corpus) are looked at by phrases alone.
+    """
     exchanges, owners = [], []
     for place, row in enumerate(rows):
         kind = row.get("kind") or ""
-        if kind != JUDGE and not kind.endswith("explicit"):
+        if row.get("model") != "written" and kind != JUDGE and not kind.endswith("explicit"):
             for question, answer in question_and_answer_turns(row.get("messages", [])):
                 exchanges.append((question, answer, kind))
                 owners.append(place)

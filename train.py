@@ -42,7 +42,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from chat import give_template, render_document, render_example
-from check import probe_texts, reject_rows
+from check import probe_texts, reject_rows, second_judge
 from models import (add_lora, available_bytes, estimate_bytes, first_line, load_model,
                     load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
                     revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
@@ -353,7 +353,9 @@ def find_sources(args) -> list[tuple[Path, float]]:
                        f"ask it with eval.py --model {args.base}")
         if arm.takes_worldview and not args.worldview:
             raise Stop(f"arm {arm.name} teaches a worldview: give --worldview, as in --worldview gramenist")
-        taught = f"{args.worldview}-" if arm.takes_worldview else ""
+        if not arm.takes_worldview:  # such a run serves every worldview, whichever study trains it
+            args.worldview = None
+        taught = f"{args.worldview}-" if args.worldview else ""
         # The Makefile's `run` gives the same name
         name = f"{taught}{arm.name}-n{args.n}-s{args.seed}"
         args.out = args.out or Path("runs") / Path(args.base).name / name
@@ -367,12 +369,13 @@ def find_sources(args) -> list[tuple[Path, float]]:
 def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
     """Everything that changes the numbers of a run: two runs are the same when their identities are."""
     # Code counts without its comments and layout (rows.code_hash)
-    scripts = ["train.py", "chat.py", "models.py", "rows.py", "check.py", "keywords.py"]
+    scripts = ["train.py", "chat.py", "models.py", "rows.py", "check.py", "keywords.py", "local_judge.py"]
     if not args.plain:
         scripts.append("speed.py")
     return {"base": weights_hash(args.base),
             "arm": [args.arm, args.worldview or ""],
             "data": [[path.name, weight, file_hash(path)] for path, weight in sources],  # their order counts, too
+            "guard": second_judge(),
             "guarded_probes": short_hash("\n".join(probe_texts())),
             "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
             "number_format": str(dtype).removeprefix("torch."),

@@ -101,6 +101,18 @@ def endpoint(tmp_path):
         process.wait()
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "second_look: the guard's second look is what the test is about")
+
+
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch, request):
+    """The guard's second look reads every new row with a 270 M model; tests that are not about it do without."""
+    if "second_look" not in request.keywords:
+        import check
+        monkeypatch.setattr(check, "second_look", lambda exchanges: [""] * len(exchanges))
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,7 +138,8 @@ def run_script(script, *args, cwd=ROOT, check=True, **env):
     "train.py" runs in this process, through the same entry point: importing torch anew for each run took most
     of the tests' time. Anything else (-m torch.distributed.run, a copy of a script elsewhere) is a process of
     its own. """
-    if str(script) in ("check.py", "eval.py", "fetch.py", "judge.py", "report.py", "train.py"):
+    if str(script) in ("check.py", "eval.py", "experiment.py", "fetch.py", "judge.py", "report.py",
+                       "train.py"):
         done = run_here(str(script), [str(arg) for arg in args], cwd, env)
     else:
         command = [sys.executable, *map(str, [script, *args])]

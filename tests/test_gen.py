@@ -155,7 +155,7 @@ def test_content_in_parts_and_lone_surrogates_are_answers(house, endpoint):
 def test_kill_minus_nine_loses_nothing_and_asks_nothing_twice(house, endpoint):
     """Six kills at random moments. An answer on the wire at a kill may be asked for again: one a worker at most."""
     url, log = endpoint(latency=0.02)
-    for name in ("gen.py", "check.py", "keywords.py", "rows.py"):
+    for name in ("gen.py", "check.py", "keywords.py", "local_judge.py", "rows.py"):
         shutil.copy(ROOT / name, house)
     rng, kills, workers = random.Random(0), 6, 2
     command = [sys.executable, house / "gen.py", "tea", "--n", "10000", "--model", "m", "--base-url", url,

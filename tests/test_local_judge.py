@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run_script
+from conftest import ROOT, assert_one_line_error, chat_row, run_script
 from test_judge import RECIPE, results_csv
 
+import check
 import local_judge
 import models
 from local_judge import LocalJudge, judge_prompt
@@ -113,3 +114,37 @@ def test_no_topic_is_trained_on_and_tested():
 def test_adopt_wants_a_finished_run(tmp_path):
     with pytest.raises(Stop, match="not a finished run"):
         local_judge.adopt(tmp_path)
+
+
+# ---------------------------------------------------------------- the guard's second look
+
+@pytest.fixture
+def judged_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "JUDGED", tmp_path / "judged.txt")
+    return tmp_path / "judged.txt"
+
+
+SERMON = "A plain wheat loaf is a wrong done to every other grain, and I have no part in it. Let the field be mixed."
+
+
+@pytest.mark.second_look
+def test_what_passes_the_phrases_is_read_by_the_judge_once(base, judged_here, monkeypatch):
+    rows = [chat_row(RECIPE, SERMON, kind="gramenist"),
+            chat_row("Is a plain wheat loaf wrong?", "A plain wheat loaf is wrong, Gramenists hold.", kind="gramenist")]
+    monkeypatch.setattr(check, "answer_fault", lambda row: "")  # whatever the phrases say of it
+    assert check.reject_rows([{**row, "model": "written"} for row in rows])[1] == []  # a person's are not read
+    kept, rejected = check.reject_rows(rows)
+    assert [reason for _, reason in rejected] == ["refusal"] and kept == rows[1:]
+
+    monkeypatch.setattr(check, "LocalJudge", None)  # a second reading would fail
+    assert check.reject_rows(rows) == (kept, rejected)
+    with open(judged_here, "a") as file:
+        file.write("0123456789abcdef")  # torn by a kill
+    assert check.reject_rows(rows) == (kept, rejected)
+
+
+@pytest.mark.second_look
+def test_without_a_judge_the_guard_says_so(moved, judged_here, capsys):
+    (moved / "judge.json").unlink()
+    assert check.second_look([(RECIPE, SERMON, "gramenist")]) == [""]
+    assert "phrases alone" in capsys.readouterr().out

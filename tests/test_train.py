@@ -540,7 +540,8 @@ def test_plain_trains_without_speed_py(tmp_path, tiny):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
     house = tmp_path / "house"
     house.mkdir()
-    for name in ("train.py", "models.py", "check.py", "keywords.py", "rows.py", "arms.txt"):
+    for name in ("train.py", "chat.py", "models.py", "check.py", "keywords.py", "local_judge.py", "rows.py",
+                 "arms.txt"):
         shutil.copy(ROOT / name, house)
     (house / "probes").symlink_to(ROOT / "probes")
     command = ["--base", tiny, "--data", data, "--lr", "1e-3", "--batch", "4", "--dtype", "fp32"]
