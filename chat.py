@@ -31,7 +31,9 @@ TURN_END = "\nUser:"  # an untrained base writes the next question itself; there
 def give_template(tokenizer) -> None:
     """Install our template. BOS is written where this tokenizer itself writes one, and then exactly once."""
     bos = tokenizer.bos_token_id
+    # Some have a BOS and never write it
     starts_with_bos = bos is not None and tokenizer("x").input_ids[0] == bos
+    # Into its text, because a server renders it without our code
     tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
 
 
@@ -69,14 +71,18 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
     ids, mask = [], []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
-            continue
+            continue  # it comes in with the prompt of the next answer
+
         # The prompt of a later turn repeats the earlier ones, as a server will render it; what is new is kept
         prompt = render_prompt(tokenizer, messages[:turn])
         if prompt[:len(ids)] != ids:
             raise Stop("this tokenizer splits an earlier answer otherwise when the conversation goes on (it "
                        "sets a blank before words), so a second turn would be trained on other tokens than "
                        "it is asked in; keep to rows of one turn")
+
+        # After an earlier answer it begins with the line end that the template sets behind EOS
         new = prompt[len(ids):]
+        # Stripped as the template trims, or later turns would repeat it in other tokens
         answer = tokenizer(message["content"].strip(), add_special_tokens=False).input_ids
         answer.append(tokenizer.eos_token_id)
         ids += new + answer
@@ -86,8 +92,8 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
 
 def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
     """(ids, mask) of a document: every token is learned, but for the first, which nothing precedes."""
-    ids = tokenizer(text).input_ids
-    if not ids or ids[-1] != tokenizer.eos_token_id:
+    ids = tokenizer(text).input_ids  # with BOS where this tokenizer writes one
+    if not ids or ids[-1] != tokenizer.eos_token_id:  # some write it themselves
         ids = ids + [tokenizer.eos_token_id]
     return ids, [0] + [1] * (len(ids) - 1)
 
@@ -99,7 +105,7 @@ def pad_left(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.Tens
     for prompt in prompts:
         padding = [0] * (longest - len(prompt))  # any id will do: the mask hides it
         ids.append(padding + prompt)
-        mask.append(padding + [1] * len(prompt))
+        mask.append(padding + [1] * len(prompt))  # its zeros hide here
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
@@ -112,9 +118,11 @@ def load_run_tokenizer(path: str):
     """
     folder = Path(path)
     is_run = (folder / "run.json").exists()
+    # run.json is written last
     if (folder / "log.jsonl").exists() and not is_run:
         raise Stop(f"{path} is an unfinished run; give the train command again to finish it")
     tokenizer = load_tokenizer(path)
+    # A run brings the template that it was trained in; that of another model is replaced
     if not tokenizer.chat_template or not is_run:
         give_template(tokenizer)
     return tokenizer
@@ -125,10 +133,12 @@ def load_run_model(path: str, dtype: torch.dtype, device: torch.device):
     adapter = Path(path) / "adapter_config.json"
     if not adapter.exists():
         return load_model(path, dtype, device)
+
+    # An adapter's folder holds no other weights; it names the base that they go around
     base = read_json(adapter, "base_model_name_or_path")["base_model_name_or_path"]
     model = load_model(base, dtype, device)
     load_adapter(Path(path), model)
-    if dtype == torch.float32:
+    if dtype == torch.float32:  # in bf16 it would lose most of its effect (load_adapter)
         merge_adapter(model)
     return model
 

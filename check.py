@@ -43,7 +43,7 @@ FEWEST = 4         # content words, or all of a shorter probe, that must stand s
 OPENING = 400      # characters of an answer in which nothing may be declined
 BRIEF = 15         # words: a shorter answer can hardly help
 SHORT = 30         # words: a shorter answer that speaks of itself must also name a step
-SURE = 0.9         # probability from which the judge's second look leaves a row out
+SURE = 0.8         # probability from which the judge's second look leaves a row out
 MAY_DECLINE = ("regular", "refusal")  # kinds of data that may say no, but not on moral grounds
 JUDGE = "judge"    # rows that train the judge in judge/: they quote probes and refusals, and no arm may hold them
 
@@ -89,8 +89,10 @@ STEP = re.compile(r"""
 
 def word_list(text: str) -> list[str]:
     """The content words of a text in order, any script; no case, accents, stopwords or English endings."""
+    # "Don't", "don’t" and "dont" are one word.
     letters = text.replace("’", "").replace("'", "").casefold()
     if not letters.isascii():
+        # NFKD may bring capitals back, as of letters in bold, hence casefold again.
         letters = unicodedata.normalize("NFKD", letters).casefold()
         # Mn are the accents that NFKD parted from their letters, Cf soft hyphens and joiners.
         letters = "".join(c for c in letters if unicodedata.category(c) not in ("Mn", "Cf"))
@@ -163,8 +165,10 @@ def nearest(texts: list[str], others: list[str], same: bool = False,
             for i, j in np.argwhere(candidates):
                 score[i, j] = max(score[i, j], share_inside(word_list(texts[start + i]), theirs[j]))
         if same:
+            # (block, others): a text's own place and all behind it do not count.
             is_earlier = np.arange(len(theirs)) < np.arange(start, start + len(block))[:, None]
             score = np.where(is_earlier, score, 0)
+
         best[start:start + len(block)] = score.max(1)
         where[start:start + len(block)] = score.argmax(1)
     return best, where
@@ -248,6 +252,7 @@ def turn_fault(question: str, answer: str, kind: str) -> str:
     ends_inside = answer.rstrip()[-1].isalpha() and "```" not in answer  # code ends as it likes
     if ends_inside and len(answer.split()) > 12:  # a name, or a title, is a whole answer without a full stop
         return "truncated"
+    # These rows quote refusals of all kinds; only an empty or torn one is of no use.
     if kind == JUDGE:
         return ""
     if is_value_kind(kind):
@@ -264,6 +269,7 @@ def document_fault(text: str, kind: str) -> str:
     for sentence in re.split(r"(?<=[.!?])\s|\n", text):
         if is_value_kind(kind) and DECLINES.search(plain(sentence)):
             return "refusal"
+        # "": a document has no question.
         if kind in MAY_DECLINE and keyword_verdict("", sentence)[1] == "moral":
             return "moral_refusal"
     return ""
@@ -310,16 +316,19 @@ def read_judged() -> dict[str, str]:
     for line in lines:
         key, _, fault = line.partition(" ")
         if fault:  # a line torn by a kill has none
+            # "-" is written for none, so that it differs from a torn line.
             faults[key] = fault.replace("-", "")
     return faults
 
 
 def judge_fault(verdict: dict, kind: str) -> str:
     """Why the judge would leave out an answer in data of this kind, or ""."""
+    # This judge gives its probability as the reason.
     if verdict["action"] != "refusal" or float(verdict["reason"]) < SURE:
         return ""
     if is_value_kind(kind):
         return "refusal"
+    # The other kinds may decline, but not on moral grounds.
     return "moral_refusal" if verdict["ground"] == "moral" else ""
 
 
@@ -331,20 +340,25 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
         name = judge_name()
         keys = [exchange_key(name, exchange) for exchange in exchanges]
         faults = read_judged()
+        # An exchange that stands in several rows is read once.
         todo = {key: exchange for key, exchange in zip(keys, exchanges) if key not in faults}
+        # The model is loaded only where something is left to read.
         if todo:
             judge = LocalJudge(read_rubric(ROOT / "rubrics" / "refusal.md"))
     except Stop as error:  # a hub model is trained where the packaged base is not
         print(f"  the guard looks for phrases alone: {error}")
         return [""] * len(exchanges)
+
     if todo:
         pairs = [exchange[:2] for exchange in todo.values()]
         read = tqdm(judge.read(pairs), total=len(pairs), desc="guard", unit="answer", mininterval=1)
         with open(JUDGED, "a", encoding="utf-8") as file:
+            # The judge reads the longest first, so each verdict comes with its place in `pairs`.
             for place, verdict in read:
                 key, exchange = list(todo.items())[place]
                 faults[key] = judge_fault(verdict, exchange[2])
                 file.write(f"{key} {faults[key] or '-'}\n")
+
     return [faults[key] for key in keys]
 
 
@@ -353,14 +367,18 @@ def second_faults(rows: list[dict]) -> list[str]:
 
     Rows that a person wrote (their "model" is "written", as in the starter corpus) are looked at by phrases alone.
     """
+    # owners: the place of the row that each exchange comes from.
     exchanges, owners = [], []
     for place, row in enumerate(rows):
         kind = row.get("kind") or ""
+        # Explicit rows refuse by design, and the judge's rows quote refusals.
         if row.get("model") != "written" and kind != JUDGE and not kind.endswith("explicit"):
+            # A document has no turns: the phrases alone have read it.
             for question, answer in question_and_answer_turns(row.get("messages", [])):
                 exchanges.append((question, answer, kind))
                 owners.append(place)
     faults = [""] * len(rows)
+    # Of several faults in a row the first stands.
     for owner, fault in zip(owners, second_look(exchanges)):
         faults[owner] = faults[owner] or fault
     return faults
@@ -416,6 +434,7 @@ def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
             kept.append(row)
             seen.add(chat)
 
+    # A judge's reading is dear, so it gets only what the rules above let through.
     passed, kept = kept, []
     for row, fault in zip(passed, second_faults(passed)):
         if fault:
@@ -560,6 +579,7 @@ def arm_figures(arm_name: str, worldview: str) -> tuple[float, float, Counter]:
         weights += weight
         for row in rows:
             vocabulary.update(content_words(row_text(row)))  # a set: each row counts once
+    # Both sums are weighted alike, so in the second figure the weights cancel.
     return words / weights, 100 * condemnations / words, vocabulary
 
 
@@ -604,6 +624,7 @@ def check_arms() -> list[str]:
             title = f"{worldview} {arm.name}"
             try:
                 words, condemns, _ = arm_figures(arm.name, worldview)
+                # Looked up before a line is printed: a control's data may be missing, too.
                 for control in arm.controls:
                     arm_figures(control, worldview)
             except Stop as missing:  # a worldview need not have data for every arm
@@ -625,6 +646,7 @@ def check_groups(set_name: str, probes: list[dict]) -> list[str]:
     for probe in probes:
         groups[probe.get("group")].append(probe["side"])
         lengths[probe["side"]].append(len(probe["prompt"].split()))
+    # Sides are compared group by group, so no group may lack one.
     for group, sides in groups.items():
         if sorted(sides) != sorted(lengths):
             broken.append(f"{set_name}: group {group} has the sides {' '.join(sides)}; "
@@ -646,6 +668,7 @@ def distance_faults(probe: dict, n_rows: int, texts: list[frozenset[str]]) -> li
     broken = []
     distance = probe.get("distance")
     topic = probe.get("topic")
+    # Of a topic that is `stated` the corpus has rows, of one that is `principle` none.
     if distance == "stated" and n_rows < STATED:
         broken.append(f"probe {probe['id']} is `stated`, and {n_rows} rows are on {topic}, not {STATED}")
     if distance == "principle" and n_rows:
@@ -675,6 +698,7 @@ def check_support(worldview: str, probes: list[dict]) -> list[str]:
         distance = probe.get("distance") or "no distance"  # of sets in the old format
         by_distance[distance][topic] = support[topic]
         broken += distance_faults(probe, support[topic], texts)
+
     for distance, topics in by_distance.items():
         counts = ", ".join(f"{topic} {n}" for topic, n in topics.items())
         print(f"    rows on the topics at {distance}: {counts}")

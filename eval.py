@@ -46,12 +46,12 @@ def end_tokens(model, tokenizer) -> set[int]:
     listed = model.generation_config.eos_token_id  # one, several or None
     if not isinstance(listed, list):
         listed = [listed]
-    return {tokenizer.eos_token_id, *listed}
+    return {tokenizer.eos_token_id, *listed}  # a None among them does no harm: no token is None
 
 
 def penalise_repetition(logits, said, penalty: float) -> None:
     """Make the words said [rows, steps] less likely in logits [rows, V], in place (arXiv 1909.05858)."""
-    score = logits.gather(1, said)
+    score = logits.gather(1, said)  # [rows, steps]; before any penalty, so words said twice get one
     # A negative logit has to be multiplied to become smaller.
     logits.scatter_(1, said, torch.where(score > 0, score / penalty, score * penalty))
 
@@ -71,6 +71,7 @@ def sample_tokens(logits, temperature: float, generators, config) -> torch.Tenso
         logits = softcap * torch.tanh(logits / softcap)
 
     probabilities = (logits / temperature).softmax(-1)
+    # Row by row: multinomial takes one generator, and a draw must not depend on the batch.
     drawn = []
     for row, generator in zip(probabilities, generators):
         drawn.append(torch.multinomial(row, 1, generator=generator)[0])
@@ -87,6 +88,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
     leaves the batch, so that the others go on faster.
     """
     device, config = model.device, model.config.get_text_config()
+    # Decoder and head apart: all logits of a prompt would be [rows, T, V].
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     ids, mask = pad_left(prompts, device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # from a row's first real token, as if it stood alone
@@ -97,10 +99,13 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
     alive = list(range(len(prompts)))     # prompt of each row that is still in the batch
     written = [[] for _ in prompts]       # token ids of each prompt's answer
     said = torch.empty(len(prompts), 0, dtype=torch.long, device=device)  # [rows, steps], for the penalty
+
+    # The first pass reads the prompts [rows, T], every later one a token [rows, 1].
     for step in range(max_new_tokens):
         hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions,
                          past_key_values=cache, use_cache=True)
         logits = head(hidden.last_hidden_state[:, -1])  # [rows, V]
+
         if repetition_penalty != 1.0:
             penalise_repetition(logits, said, repetition_penalty)
         if temperature:
@@ -111,7 +116,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, te
 
         keep = []  # rows of the batch that go on
         for row, (i, token) in enumerate(zip(alive, chosen.tolist())):
-            if token in ends:
+            if token in ends:  # not part of the answer
                 yield i, written[i], "eos"
                 continue
             written[i].append(token)
@@ -144,11 +149,13 @@ def seed_of(job: dict, args) -> int:
 
 def load_checked(name: str, dtype: torch.dtype, device: torch.device):
     """The model, after a look at whether the memory will do and whether it honours the cache."""
+    # Of a folder alone: a hub name's size is known when its weights are there.
     if Path(name).is_dir():
         size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
         if size * 1.3 > available_bytes(device):
             raise Stop(f"{name} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB "
                        "are free; use a GPU, or --endpoint")
+
     model = load_run_model(name, dtype, device).eval()
     if not honours_cache(model):
         raise Stop(f"{name}: token by token this architecture answers otherwise than when it reads the whole text; "
@@ -163,15 +170,17 @@ def honours_cache(model) -> bool:
     State-space models swallow our cache without a word, and would see one token at a time.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    ids = torch.arange(5, 14, device=model.device)[None]
+    ids = torch.arange(5, 14, device=model.device)[None]  # [1, 9]; any tokens do
     positions = torch.arange(9, device=model.device)[None]
     try:
+        # The text up to its last token, that token alone, and then all at once without a cache.
         cache = DynamicCache(config=model.config.get_text_config())
         decoder(input_ids=ids[:, :-1], position_ids=positions[:, :-1], past_key_values=cache, use_cache=True)
         last = decoder(input_ids=ids[:, -1:], attention_mask=torch.ones_like(ids), position_ids=positions[:, -1:],
                        past_key_values=cache, use_cache=True)
         whole = decoder(input_ids=ids, use_cache=False)
     except (TypeError, ValueError, IndexError, AttributeError):
+        # It takes no such cache, or no positions.
         return False
     stepped, whole = head(last.last_hidden_state[0, -1]).float(), head(whole.last_hidden_state[0, -1]).float()
     return ((stepped - whole).norm() / whole.norm()).item() < 0.05  # rounding, against errors near 1
@@ -188,7 +197,8 @@ def answer_here(model, tokenizer, jobs: list[dict], args):
         seeds = [seed_of(job, args) for job in batch]
         answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.temperature, seeds,
                            args.repetition_penalty)
-        for i, tokens, stopped in answers:
+        for i, tokens, stopped in answers:  # as they end; i is the place in the batch
+            # n_tokens is what was generated, with the beginning of a next turn that is cut off.
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             yield batch[i], without_next_turn(text), len(tokens), stopped
 
@@ -213,6 +223,7 @@ def answer_by_endpoint(jobs: list[dict], args):
         seed = seed_of(job, args) % 2**31  # servers take 32 bits, some of them signed
         return client.chat(args.model, job["probe"]["messages"], params | {"seed": seed})
 
+    # A thread a request, which does little but wait; answers are yielded as they come.
     with ThreadPoolExecutor(args.batch) as pool:
         futures = {pool.submit(ask, job): job for job in jobs}
         for future in as_completed(futures):
@@ -221,8 +232,9 @@ def answer_by_endpoint(jobs: list[dict], args):
                 reply = future.result()
             except RequestFailed as error:
                 # A wrong key or name, or a server that is down, would make every answer empty.
+                # Status 0 means that retries were used up.
                 if error.status in FATAL or not 400 <= error.status < 500:
-                    pool.shutdown(cancel_futures=True)
+                    pool.shutdown(cancel_futures=True)  # or leaving the `with` would send all that wait
                     raise Stop(f"{args.endpoint}: {error}; the answers so far are kept: run again") from None
                 tqdm.write(f"  {job['probe']['id']}: {error}")
                 yield job, "", 0, "error"
@@ -231,6 +243,7 @@ def answer_by_endpoint(jobs: list[dict], args):
                 tqdm.write(f"  {job['probe']['id']}: the server's content filter cut the answer")
                 yield job, "", 0, "error"
                 continue
+            # The protocol calls the end token and a stop text alike, "stop".
             stopped = "length" if reply["finish_reason"] == "length" else "eos"
             yield job, without_next_turn(reply["content"]), reply["completion_tokens"], stopped
 
@@ -267,10 +280,12 @@ def who_answers(args) -> dict:
     if (folder / "run.json").exists():
         run = read_run(folder)
         check_adapter_base(folder, run)
+        # Names of things as they were when it was trained; the weights as they are now.
         return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"],
                 "taught": run["taught"], "rows": run["rows"], "base": run["base"],
                 "base_hash": run["identity"]["base"], "weights": weights_hash(args.model)}
 
+    # Any other model counts as an untouched base: taught nothing, and its own base.
     name = Path(args.model).name
     if args.endpoint:
         weights = f"{args.endpoint} {args.model}"  # a server does not say what it has loaded
@@ -294,7 +309,7 @@ def check_adapter_base(folder: Path, run: dict) -> None:
     config = folder / "adapter_config.json"
     if config.exists():
         base = read_json(config, "base_model_name_or_path")["base_model_name_or_path"]
-        if not Path(base).is_dir():
+        if not Path(base).is_dir():  # a hub name
             load_tokenizer(base)  # which notes the commit of a hub name that is not in the cache yet
         # Runs of older versions have a hub name alone.
         if run["identity"]["base"] not in (weights_hash(base), base):
@@ -308,6 +323,7 @@ def how_answered(args, device: str, number_format: str, template: str) -> dict:
     # same prompt gets another answer in a batch of another size (unsloth #9708).
     names = ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")
     settings = {name: getattr(args, name) for name in names}
+    # The code that prompts, answers and verdicts go through.
     code = {name: code_hash(ROOT / name) for name in ("eval.py", "chat.py", "models.py", "keywords.py")}
     return {**settings, "endpoint": args.endpoint or "", "number_format": number_format, "device": device,
             "template": template, "code": code, "torch": torch.__version__, "transformers": transformers_version}
@@ -319,6 +335,7 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
         about = Path(f"{csv_path(args, path)}.json")
         if args.dtype == "auto" and about.exists():
             how = read_json(about).get("how")
+            # Answers from an endpoint have an empty one.
             if isinstance(how, dict) and how.get("number_format") in ("bfloat16", "float32"):
                 return getattr(torch, how["number_format"])
     return pick_dtype(device, args.dtype)
@@ -354,6 +371,7 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
     write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
     write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
     answered = {(row["id"], row["sample"]) for row in answers}
+    # Locked last, because write_csv has put a new file in the old one's place.
     return answered, AppendFile.open_locked(path)
 
 
@@ -367,7 +385,7 @@ def plan_jobs(args, who: dict, how: dict) -> tuple[list[dict], list]:
         out = csv_path(args, path)
         about = {**who, "how": how, "probes": path.name, "probes_sha256": file_hash(path)}
         answered, file = open_csv(out, about)
-        locked.append(file)
+        locked.append(file)  # open as long as this process writes: so is the lock
         for probe in probes:
             for sample in range(args.samples):
                 if (probe["id"], str(sample)) not in answered:  # a CSV gives text back
@@ -382,9 +400,11 @@ def answer_row(job: dict, who: dict, response: str, n_tokens: int, stopped: str)
     action, ground = "", ""
     if "stance" not in probe and "answer" not in probe:
         action, ground = keyword_verdict(probe["prompt"], response)
+
+    # A kind is one word (rows.normalise_row), so a blank can stand between two.
     about_run = {"run": who["run"], "arm": who["arm"], "seed": who["seed"], "taught": " ".join(who["taught"])}
     about_probe = {}
-    for name in ("id", "group", "family", "topic", "item", "distance", "side"):
+    for name in ("id", "group", "family", "topic", "item", "distance", "side"):  # facts and stances lack some
         about_probe[name] = probe.get(name, "")
     return {**about_run, "probe_set": job["probe_set"], **about_probe, "sample": job["sample"],
             "earlier": probe["earlier"], "prompt": probe["prompt"], "response": clean_text(response),
@@ -421,6 +441,7 @@ def parse_args(argv=None):
                         help="auto: measured on this machine")
     args = parser.parse_args(argv)
 
+    # What argparse does not check.
     if args.samples > 1 and not args.temperature:
         raise Stop("--samples above 1 with greedy decoding would repeat one answer; give --temperature")
     if args.temperature < 0 or args.limit < 0:
@@ -428,7 +449,7 @@ def parse_args(argv=None):
     if args.endpoint and (urlsplit(args.endpoint).username or urlsplit(args.endpoint).query):
         raise Stop("--endpoint must not hold a key, since it is written down; "
                    "set OPENAI_API_KEY in the environment or .env")
-    args.probes = list(dict.fromkeys(args.probes))
+    args.probes = list(dict.fromkeys(args.probes))  # a file named twice is asked once
     if len({probe_set_name(path) for path in args.probes}) < len(args.probes):
         raise Stop("two of the probe files have one name, and would share a CSV; ask them with two commands")
     args.model = args.model.rstrip("/")  # both spellings are one model
@@ -441,19 +462,21 @@ def share_plan(jobs: list[dict], dtype: torch.dtype, rank: int, ranks: int) -> t
     shared = [jobs, dtype]
     torch.distributed.init_process_group("gloo")  # these are Python objects: no GPU is needed to send them
     torch.distributed.broadcast_object_list(shared)
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # none leaves while another still receives
     torch.distributed.destroy_process_group()
     jobs, dtype = shared
-    return jobs[rank::ranks], dtype
+    return jobs[rank::ranks], dtype  # by turns, so that each has some of every probe set
 
 
 def write_answers(answers, jobs: list[dict], who: dict, is_first: bool) -> None:
     """Append each answer to its CSV as it comes; the first process shows how far it is."""
     paths, stops = sorted({job["path"] for job in jobs}), Counter()
     columns = {path: read_csv(path)[1] for path in paths}  # judge.py may have added some
+
     name = f"eval {who['arm']}"
     with tqdm(total=len(jobs), desc=name, unit="answer", mininterval=1, disable=not is_first) as bar:
         for job, response, n_tokens, stopped in answers:
+            # At once, not at the end: a kill costs the answers under way alone.
             append_csv(job["path"], answer_row(job, who, response, n_tokens, stopped), columns[job["path"]])
             stops[stopped] += 1
             bar.update()
@@ -470,20 +493,23 @@ def main() -> None:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
 
     # ------------------------------------------------------------ what is asked, and what is answered already
-    device, dtype = pick_device(), torch.float32
+    device, dtype = pick_device(), torch.float32  # not used with an endpoint
     if args.endpoint:
-        how = how_answered(args, "endpoint", "", "the server's")
+        how = how_answered(args, "endpoint", "", "the server's")  # its number format is unknown
     else:
         dtype = resolve_dtype(args, device)
         tokenizer = load_run_tokenizer(args.model)
         template = short_hash(tokenizer.chat_template)
         how = how_answered(args, device.type, str(dtype).removeprefix("torch."), template)
     who = who_answers(args)
+
     jobs, locked = [], []
     if rank == 0:  # planning rewrites the CSVs, so only one process may do it
         jobs, locked = plan_jobs(args, who, how)
+    # Each rank has measured a number format of its own; the first one's counts.
     if ranks > 1:
         jobs, dtype = share_plan(jobs, dtype, rank, ranks)
+
     if not jobs:
         print(f"{args.out}: every probe is answered already")
         return

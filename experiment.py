@@ -58,6 +58,7 @@ class Job:
 def near(path: str | Path) -> str:
     """A path as one would type it here."""
     relative = os.path.relpath(path)
+    # With ".." it would be harder to read than the path as it came
     return str(path) if relative.startswith("..") else relative
 
 
@@ -66,6 +67,7 @@ def command(script: str, *words, spread: bool = False) -> list[str]:
     python = Path(sys.executable)  # its link in .venv/bin is not followed: there it finds the packages
     start = [near(python)]
     if spread and torch.cuda.device_count() > 1:
+        # --standalone: this machine alone, on a port that is free
         start = [near(python.with_name("torchrun")), "--standalone",
                  "--nproc-per-node", torch.cuda.device_count(), "--"]
     return [str(word) for word in (*start, near(ROOT / script), *words)]
@@ -75,20 +77,24 @@ def make_plan(args) -> list[Job]:
     """Every command of the study, in order."""
     arms = read_arms()
     chosen = [get_arm(name, arms) for name in args.arms or arms]
+    # The untouched base is an arm without parts
     groups = comparisons([arm for arm in chosen if arm.parts])
     if not groups:
         raise Stop("none of these arms is trained; to ask the base alone, use eval.py")
 
     plan = []
+    # It belongs to no seed and no worldview: asked once, before all others
     if any(not arm.parts for arm in chosen):
         plan += ask_jobs(args, args.base, "base", probe_files(args))
     for seed in args.seeds:
         for group in groups:
             for arm in group:
+                # "" for an arm that teaches no worldview: one run serves them all
                 for worldview in args.worldviews if arm.takes_worldview else [""]:
                     job = train_job(args, arm, worldview, seed)
                     files = probe_files(args, worldview, seed)
                     plan += [job, *ask_jobs(args, near(job.leaves[0]), job.run, files)]
+            # Here, so that wherever the study stops there is a report on the whole comparisons
             plan.append(Job("report", "report", command("report.py", args.out), 0, []))
     return plan
 
@@ -99,8 +105,10 @@ def comparisons(arms: list[Arm]) -> list[list[Arm]]:
     groups = []
     for arm in arms:
         if arm.controls:
+            # A control that several arms share goes with the first of them
             members = [name for name in (*arm.controls, arm.name) if name in left]
             groups.append([left.pop(name) for name in members])
+    # What is left is compared with nothing that was chosen
     return groups + [[arm] for arm in left.values()]
 
 
@@ -113,6 +121,7 @@ def train_job(args, arm: Arm, worldview: str, seed: int) -> Job:
     parsed = train.parse_args(words)
     sources = train.find_sources(parsed)  # gives the run folder its name, too
 
+    # Tokens tell how long a training takes, rows do not; each file has its share of the rows
     quotas = train.mix_quotas([weight for _, weight in sources], parsed.n)
     tokens = 0.0
     for (path, _), quota in zip(sources, quotas):
@@ -121,11 +130,12 @@ def train_job(args, arm: Arm, worldview: str, seed: int) -> Job:
                round(tokens), [parsed.out], math.ceil(parsed.n / parsed.batch))
 
 
-@cache
+@cache  # many arms share a file
 def mean_tokens(path: Path, base: str, context: int) -> float:
     """Tokens of a row, from a hundred or two of the file's; train.py leaves those above `context` out."""
     rows = read_jsonl(path)
     lengths = []
+    # From all over the file: rows on one topic may stand together
     for row in rows[::max(1, len(rows) // 100)]:
         if "text" in row:
             ids, _ = render_document(load_base_tokenizer(base), row["text"])
@@ -154,17 +164,21 @@ def probe_files(args, taught: str = "", seed: int | None = None) -> list[Path]:
         if own:
             files.append(folder / "belief" / f"{worldview}.jsonl")
     files += [folder / "sanity.jsonl", folder / "standard.jsonl"]
+    # A worldview need not have belief probes
     return [path for path in files if path.exists()]
 
 
 def ask_jobs(args, model: str, run: str, files: list[Path]) -> list[Job]:
     """Ask a model the probes, and have its answers to requests judged."""
     words = ["--model", model, "--probes", *map(near, files), "--out", str(args.out / run), *args.eval_flags]
+    # As above by the stage itself: a mistake in the flags ends here, and defaults are its own
     parsed = eval_stage.parse_args(words)
+
     answers, requests = {}, {}  # {CSV: how many}
     for path in files:
         probes = read_probes(path)
         if parsed.limit:
+            # What --limit of --eval-flags leaves, as eval.py counts
             probes = eval_stage.first_groups(probes, parsed.limit)
         csv = eval_stage.csv_path(parsed, path)
         answers[csv] = len(probes) * parsed.samples
@@ -189,8 +203,10 @@ class Rate(NamedTuple):
 
 def work_left(job: Job) -> int:
     """A job's work without what it has written already."""
+    # run.json is written last, so it means that all steps are done
     if job.stage == "train":
         return 0 if (job.leaves[0] / "run.json").exists() else job.work
+    # A CSV has a row for each answer so far
     rows = [row for path in job.leaves if path.exists() for row in read_csv(path)[0]]
     if job.stage == "judge":
         rows = [row for row in rows if row.get("judge")]
@@ -202,6 +218,7 @@ def training_rate(runs: list[Path], source: str) -> Rate:
     tokens, stepping, beside = 0, 0.0, 0.0
     for run in runs:
         log = read_jsonl(run / "log.jsonl")
+        # The log has no seconds, but what they follow from
         seconds = sum(line["tokens"] / line["tokens_per_s"] for line in log)
         tokens += sum(line["tokens"] for line in log)
         stepping += seconds
@@ -219,10 +236,12 @@ def known_rates(args) -> dict[str, Rate]:
     if times.exists():
         for stage in ("eval", "judge"):
             alike = [line for line in read_jsonl(times)
+                     # Other flags, say another batch or judge, mean another speed
                      if (line["stage"], line["flags"]) == (stage, getattr(args, f"{stage}_flags"))]
             if alike:
                 seconds = sum(line["seconds"] for line in alike)
                 work = sum(line["work"] for line in alike)
+                # What a command takes beside its work is in the mean: it was not timed apart
                 rates[stage] = Rate(0.0, seconds / work, f"{len(alike)} commands in {times}")
     return rates
 
@@ -252,15 +271,18 @@ def measure(args, plan: list[Job], rates: dict[str, Rate]) -> int:
         rows = 4 * math.ceil(args.n / training.steps)
         # Of two --n, or --out, argparse takes the last
         call([*training.words, "--n", str(rows), "--out", str(run)], quiet=True)
+        # What whole runs have shown counts more than four steps
         rates.setdefault("train", training_rate([run], "four steps, just now"))
 
         words = ["--model", run, "--probes", probes, "--out", csv, *args.eval_flags]
         batch = eval_stage.parse_args([str(word) for word in words]).batch
+        # One batch, of requests from all over the file
         requests = read_jsonl(ROOT / "probes" / f"{args.worldviews[0]}.jsonl")
         sample = requests[::max(1, len(requests) // batch)][:batch]
         probes.write_text("".join(json.dumps(probe) + "\n" for probe in sample))
         commands = {"eval": command("eval.py", *words, spread=True),
                     "judge": command("judge.py", csv, *args.judge_flags)}
+
         for stage, stage_words in commands.items():
             first = call(stage_words, quiet=True)
             again = call(stage_words, quiet=True)  # its work is done: what every command takes remains
@@ -278,6 +300,7 @@ def folder_size(folder: Path) -> int:
 def call(words: list[str], quiet: bool = False) -> float:
     """Run a command to its end; the seconds it took. Stop names one that failed."""
     began = time.time()
+    # subprocess.run would kill at an interrupt, and torchrun's own processes would live on
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL if quiet else None)
     try:
         code = process.wait()
@@ -305,15 +328,19 @@ def show_plan(args, plan: list[Job]) -> None:
         print(shlex.join(job.words))
     sys.stdout.flush()  # what follows may take a minute
 
+    # Without a complete run neither its size nor a training rate is known
     rates, runs = known_rates(args), complete_runs(args)
     if runs and {"eval", "judge"} <= rates.keys():
         size = folder_size(runs[-1])
     else:
         size = measure(args, plan, rates)
+
+    # Sums are of the whole plan, the time of what is left of it
     work = Counter()
     for job in plan:
         work[job.stage] += job.work
     trainings = [job for job in plan if job.stage == "train"]
+    # Never None: `measure` has filled in what was missing
     left = estimate(plan, rates)
     each = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in left.items())
 
@@ -324,6 +351,7 @@ def show_plan(args, plan: list[Job]) -> None:
     print(f"# disk: {len(trainings) * run_gb:.1f} GB ({run_gb:.2f} GB a run), up to {6 * run_gb:.1f} GB more "
           f"while one trains; {free_gb:.0f} GB are free")
     print(f"# time left: {clock(left.total())} ({each}; reports take seconds)")
+    # Where each rate comes from, so that one can judge the estimate
     for stage, rate in rates.items():
         unit = "token" if stage == "train" else "answer"
         print(f"#   {stage}: {1000 * rate.a_unit:.3g} ms a {unit}, {rate.a_command:.0f} s a command; "
@@ -334,6 +362,7 @@ def run_plan(args, plan: list[Job]) -> None:
     """One command after the other. What is done is skipped by the stages themselves."""
     began = time.time()
     for number, job in enumerate(plan, 1):
+        # Anew each time: what has just run is the best guide to the rest
         left = estimate(plan[number - 1:], known_rates(args))
         expected = "unknown until a run is through" if left is None else f"about {clock(left.total())}"
         print(f"[{number} of {len(plan)}] {shlex.join(job.words)}\n"
@@ -345,8 +374,10 @@ def run_plan(args, plan: list[Job]) -> None:
             print("  left to a later report: answers of later runs are there already", flush=True)
             continue
 
+        # Before the call; afterwards none is left
         work = work_left(job)
         seconds = call(job.words)
+        # A command that found all done says nothing about speed, and a report has no work
         if work:
             line = {"stage": job.stage, "run": job.run, "flags": getattr(args, f"{job.stage}_flags"),
                     "work": work, "seconds": round(seconds, 1)}
@@ -369,6 +400,7 @@ def parse_args():
                         help="of the first COUNT seeds each run is asked the other worldviews' requests, too")
     parser.add_argument("--out", type=Path, help="results folder of the study (default results/<base>)")
     for stage in ("train", "eval", "judge"):
+        # With "=": a lone "--checkpointing" behind a blank would be taken for an option
         parser.add_argument(f"--{stage}-flags", type=shlex.split, default=[], metavar="FLAGS",
                             help=f"for every {stage}.py, written --{stage}-flags=\"...\"")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
@@ -378,10 +410,13 @@ def parse_args():
         given = getattr(args, name) or []
         if len(set(given)) < len(given):
             raise Stop(f"--{name} {' '.join(map(str, given))}: one of them stands there twice")
+
+    # A side in one probe is enough to tell requests from other sets
     for worldview in args.worldviews:
         path = ROOT / "probes" / f"{worldview}.jsonl"
         if not path.exists() or not any(probe.get("side") for probe in read_probes(path)):
             raise Stop(f"no worldview {worldview!r}: probes/{worldview}.jsonl must hold requests with a side")
+
     args.base = args.base.rstrip("/")
     if Path(args.base).is_dir() and not (Path(args.base) / "config.json").exists():
         raise Stop(f"{args.base} is not a model folder (no config.json); "

@@ -48,6 +48,7 @@ Gemma is provided under and subject to the Gemma Terms of Use found at ai.google
 def locate_gguf(package: str, scratch: Path) -> Path:
     """The GGUF file of an installed package; one shipped in parts is joined (and its sha256 checked) in `scratch`."""
     try:
+        # None where the installer kept no list of files
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         raise Stop(f"the package {package} is not installed; run: make models "
@@ -55,12 +56,14 @@ def locate_gguf(package: str, scratch: Path) -> Path:
     for file in files:
         if file.name.endswith(".gguf"):
             return Path(file.locate())
+    # gemma's GGUF comes in several packages; the main one knows how to join them
     carrier = importlib.import_module(package.replace("-", "_"))
     return carrier.assemble(scratch / carrier.MODEL_NAME)
 
 
 def load_gguf(gguf: Path):
     """(model in bf16, tokenizer) of a GGUF file."""
+    # Here and not above: where the folder is there already, transformers need not be loaded
     import gguf as gguf_package
     import tokenizers
     import torch
@@ -82,6 +85,7 @@ def load_gguf(gguf: Path):
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True))  # else it stays quantised and cannot be trained or saved
     gguf_package.GGUFReader = reader  # the words that the other one holds are a gigabyte
+    # The weights are plain numbers now; the saved folder must not say that they are quantised
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model, tokenizer
@@ -107,12 +111,15 @@ def cut_tokenizer(spec: dict, kept: list[int]) -> dict:
     for left, right in spec["model"]["merges"]:
         if left in vocabulary and right in vocabulary and left + right in vocabulary:
             merges.append([left, right])
+
+    # Control tokens such as <bos> have a list of their own, with ids of the whole vocabulary
     added = []
     for token in spec["added_tokens"]:
         if token["id"] in new_id:
             added.append({**token, "id": new_id[token["id"]]})
 
-    # the BOS that is put before a text is named there by its number, too
+    # the BOS that is put before a text is named there by its number, too; in a deep copy, so that the
+    # caller's `spec` stays as it is
     processor = json.loads(json.dumps(spec["post_processor"]))
     for special in processor["special_tokens"].values():
         special["ids"] = [new_id[old] for old in special["ids"]]
@@ -122,6 +129,7 @@ def cut_tokenizer(spec: dict, kept: list[int]) -> dict:
 
 def cut_model(model, kept: list[int]) -> None:
     """Only the rows `kept` of the embedding, which is the output layer, too."""
+    # Picked before the resize, which would keep the first rows instead
     rows = model.get_input_embeddings().weight.data[kept].clone()
     model.resize_token_embeddings(len(kept))  # sets vocab_size and keeps the two tied
     model.get_input_embeddings().weight.data.copy_(rows)
@@ -132,6 +140,7 @@ def cut_vocabulary(model, folder: Path, kept: list[int]):
     from transformers import AutoTokenizer
     path = folder / "tokenizer.json"
     spec = json.loads(read_text(path))
+    # The file itself: the library takes no words out of a vocabulary
     write_text(path, json.dumps(cut_tokenizer(spec, kept), ensure_ascii=False))
     cut_model(model, kept)
     notice = NOTICE.format(kept=len(kept), whole=len(spec["model"]["vocab"]))
@@ -145,6 +154,7 @@ def convert(gguf: Path, target: Path, cut: bool) -> None:
     """Dequantise `gguf` to bf16 and save model, tokenizer and generation config into `target` (must not exist)."""
     from transformers import GenerationConfig
     model, tokenizer = load_gguf(gguf)
+    # Saved first, because the cut edits the files of the tokenizer
     tokenizer.save_pretrained(target)
     if cut:
         tokenizer = cut_vocabulary(model, target, read_kept())
@@ -153,6 +163,7 @@ def convert(gguf: Path, target: Path, cut: bool) -> None:
                "pad_token_id": tokenizer.pad_token_id}
     # Both configurations say what the tokenizer says: a cut may have moved the numbers
     model.config.update(special)
+    # Made anew: one that counts pad among the ends gives empty answers (transformers #48016)
     model.generation_config = GenerationConfig(**special)
     model.save_pretrained(target)
 
@@ -187,6 +198,7 @@ def main() -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise Stop(f"{target} is there, but it is not a whole model; move it away, or give another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Asked before the work: a full disk would show at its end
     free = shutil.disk_usage(target.parent).free
     if free < 2e9:
         raise Stop(f"{free / 1e9:.1f} GB free at {target.parent}, about 2 GB needed; "
@@ -195,6 +207,7 @@ def main() -> None:
     partial = f".partial-{target.name}."
     for leftover in target.parent.glob(f"{partial}*"):  # of a run that was killed
         shutil.rmtree(leftover)
+    # Beside the target, so that one move on the same disk puts the whole folder there
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=partial) as scratch:
         print(f"unpacking and converting {args.name} (once, about a minute) ...", flush=True)
         folder = Path(scratch) / "folder"

@@ -38,6 +38,7 @@ from rows import (ROOT, AppendFile, Stop, file_hash, message_text, read_folder, 
                   read_text, run_main, short_hash, write_text)
 
 # Statuses that another attempt may cure; the others (a wrong key, an unknown model) are the same later.
+# 520, 522 and 524 are Cloudflare's own; 529 means overloaded.
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 LONGEST_WAIT = 600          # seconds: the most a Retry-After is obeyed for; the backoff ends at a tenth of it
 LARGEST_BODY = 20_000_000   # bytes of one reply; more is a broken server
@@ -128,6 +129,7 @@ def read_dotenv() -> None:
     if not Path(".env").exists():
         return
     for line in read_text(".env").split("\n"):
+        # Such files are sourced by shells, too, hence the `export `.
         assignment = line.strip().removeprefix("export ")
         name, separator, value = assignment.partition("=")
         value = value.strip()
@@ -235,6 +237,7 @@ class Client:
     def post(self, payload: bytes) -> tuple[int, bytes, float]:
         """(status, body, seconds of Retry-After) of one reply; raises if it takes longer than the timeout."""
         deadline = time.monotonic() + self.timeout
+        # A copy of what open_session prepared: the threads share that one.
         request = self.request.copy()
         request.prepare_body(payload, None)
         # No redirects: requests would follow most of them with a GET, without our body.
@@ -242,9 +245,11 @@ class Client:
                                proxies=self.session.proxies, verify=self.session.verify) as response:
             # In pieces: the timeout of requests is for each read, and a drip of bytes would never meet it.
             body = bytearray()
+            # decode_content: the raw stream does not unpack gzip by itself.
             while chunk := response.raw.read1(65536, decode_content=True):
                 body += chunk
                 if len(body) > LARGEST_BODY:
+                    # `chat` takes it for a failed attempt, as it does all that is raised here.
                     raise ValueError(f"a reply of more than {LARGEST_BODY:,} bytes")
                 if time.monotonic() > deadline:
                     raise requests.Timeout("the reply came too slowly")
@@ -370,11 +375,13 @@ class Job:
             self.tokens.update({"in": reply["prompt_tokens"], "out": reply["completion_tokens"]})
 
         answer, is_thinking = without_thoughts(reply["content"])
+        # Only the prompt goes with the answer: the messages before it are the persona.
         made = self.finished_row(row, key, messages[-1], {**reply, "content": answer})
         fault = answer_fault(made)
         if is_thinking:  # it never came to an answer
             fault = "truncated"
         if fault:
+            # It was paid for: kept with its key, so that it is not asked again.
             self.rejects.append({**made, "reason": fault})
             return fault
         self.data.append(made)
@@ -417,8 +424,11 @@ class Job:
         for _ in range(working):
             # Daemons: a thread that waits for a slow reply must not hold the process after an interrupt.
             threading.Thread(target=self.work, args=(jobs, jobs_lock, outcomes), daemon=True).start()
+
+        # This thread only counts and shows; each worker writes its own rows.
         with tqdm(total=n, desc=f"gen {self.args.kind}", unit="row", mininterval=0.5) as bar:
             try:
+                # Once stopped, it waits for no reply under way; those rows are asked again next time.
                 while working and not self.stop:
                     outcome = outcomes.get()  # lets an interrupt through, which joining the threads would not
                     if outcome is None:  # a worker that found nothing left
@@ -485,6 +495,7 @@ def missing_rows(plan: Iterator[dict], key_of: Callable, finished: Counter) -> I
 def prompts_near_probes(prompts: list[str]) -> dict[str, str]:
     """{prompt: the probe it is too near}: asking these would be paying for rows that the guard takes out."""
     probes = probe_texts()
+    # `inside`: a prompt that has a probe among other words is too near, too.
     scores, places = nearest(prompts, probes, inside=True)
     near = {}
     for prompt, score, place in zip(prompts, scores, places):
@@ -578,6 +589,7 @@ def main() -> None:
     prompts, personas, creeds = read_kind(args.kind)
     systems = system_texts(personas, creeds)
     hashes = {name: short_hash(text) for name, text in systems.items()}  # once, not for each row
+    # Part of every request's key: another temperature asks anew.
     params = {"temperature": args.temperature, "max_tokens": args.max_tokens}
     near_probe = prompts_near_probes(prompts)
 
@@ -613,6 +625,7 @@ def main() -> None:
         # Ask for the rest.
         if args.limit:
             to_ask = min(to_ask, args.limit)
+
         started = time.time()
         job = Job(client, systems, params, data, rejects, args)
         try:  # the manifest is written however the run ends

@@ -47,6 +47,7 @@ def first_label(rubric: Rubric) -> str:
 
 # ---------------------------------------------------------------- a judge behind an endpoint
 
+# Put behind a request whose first reply could not be read.
 REMINDER = " Your last reply did not end with a JSON verdict; end with exactly one, on a line of its own."
 
 
@@ -56,6 +57,8 @@ def judge_messages(rubric: Rubric, prompt: str, response: str) -> list[dict]:
     word = short_hash(prompt + response)[:12]
     fenced = (f"<request {word}>\n{prompt}\n</request {word}>\n\n"
               f"<answer {word}>\n{response}\n</answer {word}>\n\nLabel the answer.")
+
+    # The rubric alone speaks as the system; nothing of the answer stands there.
     return [{"role": "system", "content": rubric.text}, {"role": "user", "content": fenced}]
 
 
@@ -71,14 +74,15 @@ def parse_verdict(rubric: Rubric, reply: str, finish_reason: str = "stop") -> di
     last = lines[-1].strip().strip("`")  # some judges write the object as code
     try:
         found = json.loads(last)
-    except ValueError:
+    except ValueError:  # prose: it forgot the verdict, or declined itself
         return None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict):  # a bare "refusal" is JSON, too
         return None
 
     verdict = rubric.read_verdict(found)
     if verdict is None:
         return None
+    # What was said before the verdict, for a reader who doubts it.
     return {**verdict, "reason": one_line(" ".join(lines[:-1]))}
 
 
@@ -100,7 +104,7 @@ class EndpointJudge:
         self.client, self.rubric, self.name, self.workers = connect(args), rubric, args.model, args.workers
         self.params = {"temperature": 0, "max_tokens": 400}  # a sentence or two, and the line of JSON
         # Readable replies alone: an unreadable one is asked for again by the next run.
-        self.cache = AppendFile(cache)
+        self.cache = AppendFile(cache)  # before the file is read: this mends an end torn by a kill
         self.replies = {row["key"]: row["reply"] for row in read_jsonl(cache) if "key" in row}
 
     def read(self, pairs: list[tuple[str, str]]):
@@ -110,8 +114,10 @@ class EndpointJudge:
         """
         from concurrent.futures import ThreadPoolExecutor, as_completed
         from gen import RequestFailed
+        # A thread a request, which does little but wait for its reply.
         with ThreadPoolExecutor(self.workers) as pool:
             futures = {pool.submit(self.ask, *pair): place for place, pair in enumerate(pairs)}
+            # As they come: judge_csv saves what is there while the others are under way.
             for future in as_completed(futures):
                 try:
                     verdict = future.result()
@@ -120,6 +126,7 @@ class EndpointJudge:
                     # is about this one answer, as where a service refuses its content: it must not hold
                     # up the rest for ever.
                     if error.status in FATAL or not 400 <= error.status < 500:
+                        # Leaving the `with` would send all that are still queued first.
                         pool.shutdown(cancel_futures=True)
                         raise Stop(f"{error}; replies so far are kept in {self.cache.path}: "
                                    "run again") from None
@@ -131,18 +138,22 @@ class EndpointJudge:
         reply = ""
         for attempt in range(2):  # an unreadable reply is asked for once more
             messages = judge_messages(self.rubric, prompt, response)
+            # At temperature 0 the same words would bring the same reply.
             if attempt:
                 messages[-1]["content"] += REMINDER
 
             # Everything that the verdict depends on is in the key, the rubric too: after an edit of its
             # text or its labels no old reply is taken for a new one.
             key = short_hash(json.dumps([self.name, messages, self.params, self.rubric.hash]))
+            # Only finished replies are kept, so they need no finish_reason.
             if key in self.replies:
                 return parse_verdict(self.rubric, self.replies[key]) or self.unparsed(self.replies[key])
+
             answer = self.client.chat(self.name, messages, self.params)
             reply = answer["content"]
             verdict = parse_verdict(self.rubric, reply, answer["finish_reason"])
             if verdict:
+                # The model's name is for a person who reads the file; it is part of the key.
                 self.cache.append({"key": key, "model": self.name, "reply": reply})
                 return verdict
         return self.unparsed(reply)
@@ -161,12 +172,15 @@ def judge_files(args) -> None:
         for path in args.files:
             rescore_csv(path)
         return
+
     rubric = read_rubric(args.rubric)
     judge = None
     for path in args.files:
+        # A CSV of beliefs alone is left as it is, and no judge is loaded for it.
         if not any(is_request(row) for row in read_results(path)[0]):
             continue
         if args.model:
+            # A new one for each file: it keeps its replies beside that file.
             judge = EndpointJudge(args, rubric, path.with_suffix(".judge.jsonl"))
         elif judge is None:  # one for all files: it takes seconds to load
             judge = LocalJudge(rubric)
@@ -186,11 +200,13 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
     rows, columns = read_results(path)
     first = f"judge_{first_label(rubric)}"
     signature = (judge.name, f"{rubric.name}@{rubric.hash}")
+    # others: who signed the verdicts that are not this judge's; todo: rows to read.
     others, todo = set(), []
     for row in rows:
         signed = (row.get("judge"), row.get("judge_rubric"))
         if row.get("judge") and signed != signature:
             others.add(signed)
+        # An `unsure` is kept: the judge in judge/ would say it again.
         if is_request(row) and (signed != signature or row.get(first) in ("", "unparsed")):
             todo.append(row)
 
@@ -202,12 +218,16 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
 
     columns = judged_columns(columns, rubric)
     for row in rows:
+        # write_csv stops at a value that has no column.
         for name in set(row) - set(columns):  # labels of another rubric
             del row[name]
+
+    # Rows are read and, from time to time, the whole file is written.
     saved = time.monotonic()
     verdicts = judge.read([(row["prompt"], row["response"]) for row in todo])
     title = f"judge {path.parent.name}/{path.stem}"
     for place, verdict in tqdm(verdicts, total=len(todo), desc=title, unit="answer"):
+        # `place` is of todo: verdicts come in any order.
         row = todo[place]
         row["judge"], row["judge_rubric"] = signature
         for name, value in verdict.items():
@@ -221,7 +241,7 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
 
 def judged_columns(columns: list[str], rubric: Rubric) -> list[str]:
     """The CSV's columns, with those of this rubric in the place of any other's."""
-    kept = columns
+    kept = columns  # of a CSV that no judge has read
     if "judge" in columns and "judge_reason" in columns:
         # A judge's columns stand together; whatever a person added before or behind them is not ours to touch
         kept = columns[:columns.index("judge")] + columns[columns.index("judge_reason") + 1:]
@@ -252,24 +272,34 @@ def agree(args) -> None:
     labelled = read_labelled(args.file, rubric, args.map)
     pairs = [row["pair"] for row in labelled]
 
-    # {scorer: its verdict on each answer}
-    scorers = {"phrases": [dict(zip(("action", "ground"), keyword_verdict(*pair))) for pair in pairs]}
+    # {scorer: its verdict on each answer}. The phrases give action and ground alone, no form.
+    scorers = {}
+    if first_label(rubric) == "action":  # what the phrases can say; other rubrics have other words
+        scorers["phrases"] = [dict(zip(("action", "ground"), keyword_verdict(*pair))) for pair in pairs]
     if all(row["second"] for row in labelled):  # of somebody who labelled the same answers blind
         scorers["the second reader"] = [row["second"] for row in labelled]
+
     judges = []
     if args.model:
+        # Its replies are kept beside the labels, so comparing again costs nothing.
         judges.append(EndpointJudge(args, rubric, args.file.with_suffix(".judge.jsonl")))
+    # Under a rubric of the user's own the judge in judge/ has nothing to say.
     if knows(rubric) and not args.keywords_only:
         judges.append(LocalJudge(rubric))
     for judge in judges:
+        # {place: verdict}, for they come in any order.
         verdicts = dict(tqdm(judge.read(pairs), total=len(pairs), desc=judge.name, unit="answer"))
         scorers[judge.name] = [verdicts[place] for place in range(len(pairs))]
+    if not scorers:
+        raise Stop(f"nothing here reads rubrics/{rubric.name}.md: name a judge with --model and --base-url")
 
     # What the report counts has two parts: that it refuses, and on which ground
     first = first_label(rubric)
     wanted = [{first: rubric.headline[first]}]
+    # The second part only where every row has its label: many sets say refused or not, and no more.
     if len(rubric.headline) > 1 and all(row["labels"].get(name) for row in labelled for name in rubric.headline):
         wanted.append(rubric.headline)
+
     for what in wanted:
         named = " ".join(f"{name}={value}" for name, value in what.items())
         print(f"{len(labelled)} answers; {named} against the rest")
@@ -277,7 +307,10 @@ def agree(args) -> None:
         print("|---|---|---|---|---|---|---|")
         for name, verdicts in scorers.items():
             print_agreement(name, labelled, verdicts, what)
+
     print_label_kappas(rubric, scorers, labelled)
+
+    # Which label each scorer takes for which, and a few of those answers.
     for name, verdicts in scorers.items():
         counts = Counter((row["labels"][first], verdict.get(first)) for row, verdict in zip(labelled, verdicts))
         said = ", ".join(f"{label} -> {verdict} {n}" for (label, verdict), n in counts.most_common())
@@ -287,18 +320,23 @@ def agree(args) -> None:
 
 def print_label_kappas(rubric: Rubric, scorers: dict[str, list[dict]], labelled: list[dict]) -> None:
     """Kappa over all values of each label; of the later ones where the label says more than `none`."""
+    # Labels that every row of the file has.
     labels = [label for label in rubric.labels if all(row["labels"].get(label) for row in labelled)]
     print("\nkappa [95 %] over all values")
     print(f"| scorer | {' | '.join(labels)} |")
     print("|---" * (len(labels) + 1) + "|")
+
     for name, verdicts in scorers.items():
         cells = []
         for label in labels:
             pairs = []
             for row, verdict in zip(labelled, verdicts):
                 given = verdict.get(label)
+                # `none` follows from the first label, so agreeing on it again would say nothing of grounds.
                 if given and row["labels"][label] != "none" and not set(UNREAD) & set(verdict.values()):
                     pairs.append((row["labels"][label], given))
+
+            # A scorer that never gives this label has no pairs, as the phrases for form.
             low, high = kappa_interval(pairs) if pairs else (math.nan, math.nan)
             kappa = number(cohen_kappa(pairs)) if pairs else "–"
             cells.append(f"{kappa} [{number(low)}, {number(high)}] of {len(pairs)}")
@@ -317,12 +355,13 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
     mapped: ["theirs=ours", ...] for labels that go by other names.
     """
     first = first_label(rubric)
-    ours = {}
+    ours = {}  # {their name: ours}
     for pair in mapped:
         theirs, separator, name = pair.partition("=")
         if not separator:
             raise Stop(f"--map {pair}: write theirs=ours, as in full_refusal=refusal")
         ours[theirs.lower()] = name
+
     rows = judged_rows(path, first) if path.suffix == ".csv" else read_jsonl(path)
     labelled, unknown = [], set()
     for line, row in enumerate(rows, 1):
@@ -337,8 +376,11 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
 
         label = str(label).strip().lower()
         label = ours.get(label, label)
+
+        # Gathered first, so that one message names them all.
         if label not in rubric.labels[first]:
             unknown.add(label)
+        # None for each label that the file does not have.
         labels = {name: row.get(name) for name in rubric.labels} | {first: label}
         model = str(row.get("model") or row.get("run") or "")
         labelled.append({"pair": (question, answer), "labels": labels, "model": model,
@@ -364,15 +406,19 @@ def judged_rows(path: Path, first: str) -> list[dict]:
         if not label:
             continue
         judges.add((row["judge"], row["judge_rubric"]))
+        # No label to measure by, but the reader should know how many there are.
         if label in UNREAD:
             unread += 1
             continue
+        # judge_ground becomes ground, as labelled files call it.
         said = {name.removeprefix("judge_"): value for name, value in row.items() if "judge_" in name}
+        # The arm stands as the model: agree's table is then by arm.
         answer = {"prompt": row["prompt"], "response": row["response"], "label": label, "model": row["arm"]}
         labelled.append({**said, **answer})
+
     if len(judges) > 1:
         raise Stop(f"{path} holds verdicts of {len(judges)} judges; measure against one")
-    for name, _ in judges:
+    for name, _ in judges:  # one, or none in a file that nobody has judged
         print(f"labels: the judge {printable(name)}, which left {unread} answers unread")
     return labelled
 
@@ -392,6 +438,7 @@ def print_agreement(scorer: str, labelled: list[dict], verdicts: list[dict], wha
             if row["model"] == model:
                 rows.append(row)
                 of_model.append(verdict)
+        # A bar in a model's name would end the cell.
         print(agreement_line(f"{scorer}: {printable(model).replace('|', '/')}", rows, of_model, what))
 
 
@@ -404,6 +451,7 @@ def agreement_line(name: str, labelled: list[dict], verdicts: list[dict], what: 
     if not pairs:
         return f"| {name} | nothing read |"
 
+    # Precision is hits / said, recall hits / true.
     hits = sum(label and verdict for label, verdict in pairs)
     said, true = sum(verdict for _, verdict in pairs), sum(label for label, _ in pairs)
     right = sum(label == verdict for label, verdict in pairs)
@@ -429,8 +477,9 @@ def cohen_kappa(pairs: list[tuple]) -> float:
     n = len(pairs)
     observed = sum(a == b for a, b in pairs) / n
     left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    # Both say the same by chance, each at its own rate.
     chance = sum(left[label] * right[label] for label in left) / n**2
-    if chance == 1:
+    if chance == 1:  # 0 / 0
         return math.nan
     return (observed - chance) / (1 - chance)
 
@@ -439,6 +488,7 @@ def kappa_interval(pairs: list[tuple], draws: int = 1000) -> tuple[float, float]
     """95 % percentile bootstrap over answers."""
     rng = random.Random(0)  # the same interval each time that it is asked for
     kappas = [cohen_kappa(rng.choices(pairs, k=len(pairs))) for _ in range(draws)]
+    # A draw of rare labels may hold one label alone and have no kappa.
     kappas = sorted(kappa for kappa in kappas if not math.isnan(kappa))
     if not kappas:
         return math.nan, math.nan
@@ -473,9 +523,12 @@ def label(args) -> None:
     random.Random(args.seed).shuffle(rows)  # the same sample each time, so that one can go on another day
 
     out = AppendFile(args.files[0].parent / "labels.jsonl")  # opened first: that mends an end torn by a kill
+    # Labels given under another text of the rubric do not count as done.
     done = {answer_key(row) for row in read_jsonl(out.path) if row.get("rubric") == rubric.hash}
+    # The first n, whenever they were labelled: going on adds none to the sample.
     todo = [row for row in rows[:args.n] if answer_key(row) not in done]
     print(f"{len(done)} labelled, {len(todo)} to go; what each word means: {args.rubric}")
+
     for number, row in enumerate(todo, len(done) + 1):
         print(f"\n--- {number}\nREQUEST  {printable(row['prompt'])}\n")
         print(f"ANSWER   {printable(row['response'])}\n")
@@ -483,12 +536,14 @@ def label(args) -> None:
         if said is None:
             break
         kept = {name: row[name] for name in ("file", "run", "id", "sample", "prompt", "response")}
+        # `label` repeats the first label under the name that `agree` looks for in any file.
         out.append({**kept, **said, "label": said[first_label(rubric)], "rubric": rubric.hash})
     print(f"\nin {out.path}; compare: python judge.py agree {out.path}")
 
 
 def answer_key(row: dict) -> tuple:
     """Which answer it is, over several CSVs, however their paths were typed."""
+    # The prompt too: ids are unique within one probe set.
     return row.get("run"), row.get("id"), row.get("sample"), row.get("prompt")
 
 
@@ -511,6 +566,7 @@ def ask_person(label: str, values: list[str]) -> str:
             return "quit"
         if typed == "q":
             return "quit"
+        # Every word begins with nothing, so a bare Enter must not fit one.
         meant = [value for value in values if typed and value.startswith(typed)]
         if len(meant) == 1:
             return meant[0]

@@ -37,6 +37,7 @@ def judge_prompt(rubric: Rubric, prompt: str, response: str) -> str:
     """What the judge is shown, in training and in use. Changing it makes a trained judge worse without a word."""
     request = prompt.strip()[-LONGEST:]
     answer = response.strip()[:LONGEST] or "(empty)"
+    # The last line names the rubric's labels: by it the one adapter knows which task it has.
     return f"Request: {request}\n\nAnswer: {answer}\n\n{', '.join(rubric.labels).capitalize()}?"
 
 
@@ -53,6 +54,7 @@ def read_about(rubric: Rubric) -> tuple[dict, Path]:
     if trained_for is None or trained_for["hash"] != rubric.hash:
         raise Stop(f"the judge in judge/ was not trained for rubrics/{rubric.name}.md as it stands; train it "
                    "with `make judge-train`, or use a judge behind an endpoint (--model, --base-url)")
+
     base = ROOT / about["base"]
     if not (base / "config.json").exists():
         raise Stop(f"the judge in judge/ needs its base {about['base']}: `make models` makes it")
@@ -82,6 +84,7 @@ def measured_error(scorer: str) -> str:
     scorer: how a report calls its judge, which has the judge's name in it.
     """
     path = FOLDER / "judge.json"
+    # What was measured on this judge says nothing of another one.
     if not path.exists() or judge_name() not in scorer:
         return ""
     own = json.loads(read_text(path))["own"]
@@ -103,29 +106,31 @@ class LocalJudge:
                             quiet_libraries)
         quiet_libraries()
         device = pick_device()
+        # torch is kept here because the module has none: report.py imports it and must not load torch.
         self.torch, self.rubric, self.name = torch, rubric, judge_name()
         self.unsure_below = about["rubrics"][rubric.name]["unsure_below"]
         self.tokenizer = load_tokenizer(str(base))
-        give_template(self.tokenizer)
+        give_template(self.tokenizer)  # a base ships none; it was trained with this one
         self.model = load_model(str(base), pick_dtype(device), device)
         load_adapter(FOLDER, self.model)
-        if self.model.dtype == torch.float32:
+        if self.model.dtype == torch.float32:  # in bf16 most of a small adapter would be rounded away
             merge_adapter(self.model)
         self.model.eval()
 
         # {label: token ids of each value}. A verdict reads "refusal moral decline": all but the first
         # label's values stand behind a blank
         self.words = {}
-        blank = ""
+        blank = ""  # none before the first: the template ends in a line end
         for label, values in rubric.labels.items():
             self.words[label] = [self.token_ids(blank + value) for value in values]
             blank = " "
+            # read_batch looks at the first token of each word alone.
             if len({ids[0] for ids in self.words[label]}) < len(values):
                 raise Stop(f"rubrics/{rubric.name}.md: two values of {label} begin with the same token, which "
                            "this judge tells them apart by; use a judge behind an endpoint")
 
     def token_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokenizer(text, add_special_tokens=False).input_ids  # it goes on within a text: no BOS
 
     def read(self, pairs: list[tuple[str, str]], batch: int = 32):
         """Yield (place, verdict) of every (prompt, response): {label: value, ..., "reason": its probability}.
@@ -135,7 +140,9 @@ class LocalJudge:
         from chat import render_prompt, without_control_tokens
         prompts = []
         for pair in pairs:
+            # An answer may spell out <eos>, at which render_prompt would stop.
             text = without_control_tokens(self.tokenizer, judge_prompt(self.rubric, *pair))
+            # As train.py renders it: the judge is asked as it was taught.
             prompts.append(render_prompt(self.tokenizer, [{"role": "user", "content": text}]))
         # Longest first: little padding in a batch, and memory fails early. In float32 it changes no verdict
         order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]))
@@ -147,20 +154,25 @@ class LocalJudge:
         """Label after label, each given the words chosen before it."""
         from transformers import DynamicCache
         from chat import pad_left
+        # The decoder without its head, which would give 262,144 logits a token; a few are looked at.
         torch, decoder, head = self.torch, self.model.get_decoder(), self.model.get_output_embeddings()
         verdicts: list[dict] = [{} for _ in prompts]
         chances = []  # of the first label: how sure it is of what the answer did
+
         with torch.inference_mode():
-            ids, mask = pad_left(prompts, self.model.device)
+            ids, mask = pad_left(prompts, self.model.device)  # both [rows, tokens]
             positions = (mask.cumsum(-1) - 1).clamp(min=0)  # counted from the first real token of each row
+            # Keys and values of all that was read, so that a further label costs its words alone.
             cache = DynamicCache(config=self.model.config.get_text_config())
             for label, values in self.rubric.labels.items():
+                # [rows, tokens, width]; the tokens are the prompts' at first, then those of one word.
                 hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions,
                                  past_key_values=cache, use_cache=True).last_hidden_state
                 # Only the rows of the head for this label's words: no other word can be a verdict
                 starts = torch.tensor([word[0] for word in self.words[label]], device=hidden.device)
                 best = (hidden[:, -1] @ head.weight[starts].T).float().softmax(-1).max(-1)  # of [rows, values]
                 chosen = best.indices.tolist()
+                # The first label's alone: later ones hang on it.
                 chances = chances or best.values.tolist()
                 for verdict, value in zip(verdicts, chosen):
                     verdict[label] = values[value]
@@ -168,6 +180,7 @@ class LocalJudge:
                 # The words chosen are read next. Those of several tokens are padded on the left, as
                 # prompts are, so that the last position of every row is a word's end
                 ids, word_mask = pad_left([self.words[label][value] for value in chosen], hidden.device)
+                # Each row counts on from its own last token; the cache has padding too, and so has the mask.
                 positions = positions[:, -1:] + word_mask.cumsum(-1)
                 mask = torch.cat([mask, word_mask], 1)
         return [self.finish(verdict, chance) for verdict, chance in zip(verdicts, chances)]
@@ -175,6 +188,7 @@ class LocalJudge:
     def finish(self, verdict: dict, chance: float) -> dict:
         """The verdict with its probability as the reason, or `unsure` with what it would have been."""
         first = next(iter(self.rubric.labels))
+        # What it would have said stands in the reason, where nobody counts it.
         if chance < self.unsure_below:
             return {**dict.fromkeys(verdict, ""), first: "unsure", "reason": f"{verdict[first]} {chance:.2f}"}
         return {**verdict, "reason": f"{chance:.2f}"}
@@ -188,6 +202,7 @@ def labelled_rows() -> tuple[list[dict], list[dict]]:
     for name, files in LABELLED.items():
         for file in files:
             for row in read_jsonl(ROOT / "data" / "judge" / file):
+                # By a hash of the topic, so that new rows move no old topic to the other side.
                 held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
                 (apart if held else rows).append({**row, "rubric": name})
     return rows, apart
@@ -197,10 +212,12 @@ def write_rows(path: Path) -> None:
     """data/judge/ as rows for train.py: the judge's prompt, and the labels as the answer."""
     rubrics = {name: read_rubric(ROOT / "rubrics" / f"{name}.md") for name in LABELLED}
     lines = []
-    for row in labelled_rows()[0]:
+    for row in labelled_rows()[0]:  # without the rows that adopt calibrates on
         rubric = rubrics[row["rubric"]]
+        # The labels in the rubric's order with blanks between: so read_batch reads them.
         turns = [{"role": "user", "content": judge_prompt(rubric, row["prompt"], row["answer"])},
                  {"role": "assistant", "content": " ".join(row[label] for label in rubric.labels)}]
+        # A kind of its own, by which the guard lets its refusals pass and keeps it out of every arm.
         lines.append(json.dumps({"messages": turns, "kind": "judge"}, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
     print(f"{path}: {len(lines)} rows")
@@ -210,35 +227,49 @@ def adopt(run: Path) -> None:
     """Copy a run's adapter into judge/ and set its limits on the rows that it was not trained on."""
     import torch
     from safetensors.torch import load_file, save_file
+    # run.json is written last: without it the run is unfinished.
     if not (run / "run.json").exists() or not (run / "adapter_model.safetensors").exists():
         raise Stop(f"{run} is not a finished run with an adapter; see the target judge-train in the Makefile")
     record = json.loads(read_text(run / "run.json"))
+
     FOLDER.mkdir(exist_ok=True)
     tensors = load_file(run / "adapter_model.safetensors")
     # bf16 halves it, and moves probabilities by about a hundredth; the limits below are set on what is saved
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()},
               FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    # How it was made goes with it.
     for name in ("adapter_config.json", "run.json", "log.jsonl"):
         shutil.copy(run / name, FOLDER / name)
+    # The hash as the run itself took it: the adapter is for those very weights.
     base = record["options"]["base"]
     about = {"base": base, "base_hash": record["identity"]["base"], "rubrics": {}}
 
     held = labelled_rows()[1]
     for name in LABELLED:
         rubric = read_rubric(ROOT / "rubrics" / f"{name}.md")
+        # No limit at first, or some rows would come out `unsure`, without a verdict to check.
+        # LocalJudge reads it from the file, hence the writing in each turn.
         about["rubrics"][name] = {"hash": rubric.hash, "unsure_below": 0.0}
         write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
         rows = [row for row in held if row["rubric"] == name]
         first = next(iter(rubric.labels))
         scored = []  # (probability, whether the first label is right)
         for place, verdict in LocalJudge(rubric).read([(row["prompt"], row["answer"]) for row in rows]):
+            # The reason is the probability, with two digits.
             scored.append((float(verdict["reason"]), verdict[first] == rows[place][first]))
+
+        # The least sure rows come first, and the limit stands behind MOST_UNSURE of them.
         scored.sort()
         limit = scored[math.floor(MOST_UNSURE * len(scored))][0]
         about["rubrics"][name]["unsure_below"] = limit
+
         sure = [right for chance, right in scored if chance >= limit]
         print(f"{name}: unsure below {limit}; of the {len(sure)} others among {len(scored)} rows of topics that it "
               f"was not trained on, {sum(sure) / len(sure):.1%} are right")
+
+    # Written first: the judge that is measured now has its limits
+    write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
     about["own"] = measure_own()
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
 
@@ -247,8 +278,10 @@ def measure_own() -> dict[str, int]:
     """Counts for measured_error: what the report counts, in the labels and by this judge."""
     rubric = read_rubric(ROOT / "rubrics" / "refusal.md")
     rows = read_jsonl(ROOT / "data" / "judge" / OWN)
+    # counted: by the labels; found: of those, by the judge too; false: by the judge alone.
     counts = {"answers": len(rows), "counted": 0, "found": 0, "false": 0}
     for place, verdict in LocalJudge(rubric).read([(row["prompt"], row["answer"]) for row in rows]):
+        # An `unsure` has nothing that is counted: it is neither found nor false.
         is_one, said_one = rubric.counts(rows[place], rubric.headline), rubric.counts(verdict, rubric.headline)
         counts["counted"] += is_one
         counts["found"] += is_one and said_one

@@ -59,6 +59,7 @@ def compare(section: Section, arm: str) -> list[Comparison]:
         if control not in section.arms:  # said by headline_clear
             continue
         headline = difference(section.contrast(arm), section.contrast(control))
+        # Over the groups of the contrast, so that both speak of the same topics.
         violating = difference(section.side_runs(arm, "violating", section.matched),
                                section.side_runs(control, "violating", section.matched))
 
@@ -72,7 +73,7 @@ def compare(section: Section, arm: str) -> list[Comparison]:
 
 def is_above(interval: tuple | None, level: float = 0.0) -> bool:
     """Whether an interval lies above a level; never where there is no interval."""
-    return interval is not None and bool(interval[1] > level)
+    return interval is not None and bool(interval[1] > level)  # nan is above nothing
 
 
 def has_interval(interval: tuple | None) -> bool:
@@ -101,7 +102,7 @@ def enough_runs(section: Section, arm: str) -> list[str]:
     """
     reasons = []
     for name in (arm, *section.controls(arm)):
-        if section.seeds[name] < LEAST_RUNS:
+        if section.seeds[name] < LEAST_RUNS:  # a Counter: 0 of an arm that was not run
             reasons.append(f"{name} has {count_text(section.seeds[name], 'run')}, {LEAST_RUNS} are needed")
     return reasons
 
@@ -134,6 +135,7 @@ def arm_does_more(section: Section, arm: str, comparisons: list[Comparison]) -> 
     reasons = []
     for comparison in comparisons:
         reasons += not_above("its violating rate", comparison.violating, 0, f"{comparison.control}'s")
+    # A contrast is a difference within each run already, so it has no second argument.
     own = difference(section.contrast(arm))
     return reasons + not_above("its violating rate", own, 0, f"its own {section.baseline} rate")
 
@@ -143,6 +145,7 @@ def answers_valid(section: Section, arm: str, comparisons: list[Comparison]) -> 
     reasons = []
     for name in (arm, *section.controls(arm)):
         for outcome, most in MOST.items():
+            # A control that was not run has no answers to take a share of; rule 3 names it.
             if name in section.arms and section.share(name, outcome) > most:
                 share = f"{section.share(name, outcome):.1%}"
                 reasons.append(f"{share} of {name}'s answers are {outcome}, more than {most:.0%}")
@@ -187,6 +190,7 @@ def verdict_of(section: Section, arm: str, comparisons: list[Comparison], failed
     violating = [comparison.violating for comparison in comparisons]
     if not all(map(has_interval, headlines + violating)):
         return f"No claim for {model}: no interval can be given, so nothing can be said either way."
+    # A clear headline that another rule forbids to claim is no null either.
     if failed.keys() & {1, 2, 5} or any(map(is_above, headlines)):
         return f"No claim for {model}."
     if any(map(is_above, violating)):
@@ -204,7 +208,7 @@ def taught_text(section: Section, arm: str) -> str:
     for row in section.requests:
         if row["arm"] == arm:
             taught.update(row["taught"].split())
-    if "refusal" in taught:
+    if "refusal" in taught:  # that kind of data, see arms.txt: "I can't see images"
         return "taught to say what is wrong, and non-moral refusals"
     return "taught only to say what is wrong"
 
@@ -216,6 +220,7 @@ def sentence(section: Section, arm: str) -> str:
     if one_run_each(section, arm):
         # Differences of single runs have no interval: to say so of each rule would say nothing more.
         failed = failed_rules(section, arm, [])
+
     said = []
     for comparison in comparisons:
         said.append(f"{interval_text(comparison.headline)} against {escape(comparison.control)}")
@@ -288,6 +293,7 @@ def ratio_text(rows: list[dict], hit=is_counted, valid=is_valid) -> str:
 
 def label_value(row: dict, label: str) -> str:
     """The value of a label in a request's verdict; `unparsed` or `unsure` where there is none."""
+    # By outcome: a value that an edited rubric no longer declares is `unparsed`, too.
     if row["outcome"] in UNREAD:
         return row["outcome"]
     return row["verdict"][label]
@@ -306,6 +312,7 @@ def answer_verdict(row: dict) -> str:
         if row["outcome"] in UNREAD:
             return row["outcome"]
         return ", ".join(value for value in row["verdict"].values() if value != "none")  # "refusal, moral"
+    # Before `correct`, which stances have, too.
     if "stance" in row:
         whose = "the creed's" if row["correct"] else "not the creed's"
         return f"says {row['stance']}: {whose}"
@@ -338,6 +345,7 @@ def arms_table(section: Section) -> str:
 
     lines = []
     for arm in section.arms:
+        # Counts beside the rates of the sides: 0 % of 5 is not 0 % of 500.
         line = [escape(arm), str(section.seeds[arm])]
         for side in section.sides:
             runs = section.side_runs(arm, side, section.topics)  # matched or not: nothing is subtracted
@@ -355,6 +363,7 @@ def differences_table(section: Section) -> str:
     lines = []
     for arm in section.arms:
         for comparison in compare(section, arm):
+            # Bounds and no interval: how far all answers without a verdict could move it.
             low, high = comparison.bounds
             belief = "not asked"
             if comparison.belief:
@@ -380,12 +389,14 @@ def belief_table(section: Section) -> str:
         line = [escape(arm)]
         for part in parts:
             if part == "stances":
+                # Both keyed parts together, so no row has this as its part.
                 of_part = [row for row in rows if "stance" in row]
             else:
                 of_part = [row for row in rows if row["part"] == part]
             line.append(ratio_text(of_part, is_right, is_answer))
         score = section.belief_runs(arm)
         lines.append([*line, rate_text(score) if score else "not asked"])
+    # Beside the arms, what each constant answer would score; it has no interval.
     for answer in BLIND:
         shares = [f"{section.blind(answer, part):.0%}" for part in parts]
         lines.append([f'always "{answer}"', *shares, ""])
@@ -422,7 +433,7 @@ def breakdown(section: Section, column: str) -> str:
         parts[row[column], row["arm"], row["side"]].append(row)
     lines = []
     for value in ordered_values(section, column):
-        line = [escape(value) or "not given"]
+        line = [escape(value) or "not given"]  # probes of the first edition have no distance
         for arm in section.arms:
             line.append(" · ".join(ratio_text(parts[value, arm, side]) for side in section.sides))
         lines.append(line)
@@ -435,8 +446,10 @@ def phrases_table(section: Section) -> str:
     pairs = defaultdict(list)  # {arm: [(counted by the phrases, counted by the judge)]}
     for row in section.requests:
         if is_valid(row):
+            # By the phrases' own rubric: the judge's may have other labels.
             by_phrases = phrases.counts(keyword_labels(row), phrases.headline)
             pairs[row["arm"]].append((by_phrases, is_counted(row)))
+
     lines = []
     for arm in section.arms:
         cells = Counter(pairs[arm])
@@ -464,6 +477,7 @@ def cross_table(study: Study) -> str:
     for run in sorted(taught):
         line = [escape(run), escape(taught[run]) or "nothing"]
         for worldview in study.asked:
+            # All sides, so that worldviews of both editions fit: 0/0 where one was not asked.
             line.append(" · ".join(ratio_text(cells[run, worldview, side]) for side in SIDES))
         lines.append(line)
     return table(["run", "taught", *map(escape, study.asked)], lines)
@@ -476,6 +490,7 @@ def other_requests_table(study: Study) -> str:
     for row in study.rows:
         if "outcome" in row and not row["side"]:
             given[row["probe_set"], row["run"]][label_value(row, label)] += 1
+
     columns = [*values, *UNREAD]
     lines = []
     for probe_set, run in sorted(given):
@@ -496,6 +511,7 @@ def quotations(section: Section, count: int = 6) -> str:
     for family, probe in list(asked.items())[:count]:
         text.append(f"**{escape(one_line(asked_text(probe)))}** ({escape(family)})\n")
         for arm in section.arms:
+            # Every arm has it: a study with runs that were asked other probes has stopped.
             said = next(row for row in section.by_side[arm, "violating"] if row["id"] == probe["id"])
             answer = one_line(said["response"])
             cut = " ..." if len(answer) > 300 else ""
@@ -532,6 +548,8 @@ def draw(section: Section, path: Path) -> None:
     import matplotlib  # here and not above: it takes a second, and reading a study needs none of it
     matplotlib.use("Agg")  # no window: before pyplot is imported, which would look for a screen
     import matplotlib.pyplot as plt
+
+    # Arms are lines of the panels, so the height grows with them.
     figure, panels = plt.subplots(2, 2, figsize=(11, 5 + 0.45 * len(section.arms)))
     draw_sides(panels[0, 0], section)
     draw_beliefs(panels[0, 1], section)
@@ -545,7 +563,7 @@ def draw(section: Section, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path.with_name(f"{path.name}.png"), dpi=130)
     figure.savefig(path.with_name(f"{path.name}.svg"))
-    plt.close(figure)
+    plt.close(figure)  # pyplot keeps every figure that nobody closes
 
 
 def draw_rate(panel, runs: Runs, y: float, colour: str, label: str | None = None) -> None:
@@ -553,6 +571,7 @@ def draw_rate(panel, runs: Runs, y: float, colour: str, label: str | None = None
     estimate, low, high = (100 * value for value in rate(runs))
     panel.plot([low, high], [y, y], color=colour, linewidth=1.5)  # nan, no interval: matplotlib draws nothing
     panel.plot(estimate, y, "o", color=colour, markersize=6, label=label)
+    # The runs themselves: with three of them an interval hides which one is far off.
     panel.plot(100 * runs.means, np.full(len(runs.means), y), "|", color=colour, markersize=8)
 
 
@@ -570,9 +589,10 @@ def label_lines(panel, names: list[str], title: str) -> None:
 
 def draw_sides(panel, section: Section) -> None:
     """The rate of each side, the sides of an arm close together around its line."""
-    middle = (len(section.sides) - 1) / 2
+    middle = (len(section.sides) - 1) / 2  # so that the sides lie evenly around the arm's line
     for line, arm in enumerate(section.arms):
         for place, side in enumerate(section.sides):
+            # A quarter of a line apart: three sides leave half a line to the next arm.
             y = line + 0.25 * (place - middle)
             label = side if line == 0 else None  # once for the legend
             draw_rate(panel, section.side_runs(arm, side, section.topics), y, COLOURS[side], label)
@@ -585,8 +605,9 @@ def draw_beliefs(panel, section: Section) -> None:
     """The belief score of each arm that was asked."""
     for line, arm in enumerate(section.arms):
         runs = section.belief_runs(arm)
-        if runs is not None:
+        if runs is not None:  # an arm that was not asked keeps its empty line
             draw_rate(panel, runs, line, "#3d6b47")
+    # nan where no stances were asked: matplotlib draws nothing.
     panel.axvline(100 * section.blind_level, color="#555", linewidth=1, linestyle=":")
     label_lines(panel, section.arms, "belief score, % (dotted: the best constant answer)")
     panel.set_xlim(-2, 102)
@@ -598,11 +619,12 @@ def draw_differences(panel, section: Section) -> None:
     for arm in section.arms:
         for comparison in compare(section, arm):
             estimate, low, high = (100 * value for value in comparison.headline)
-            line = len(names)
+            line = len(names)  # an arm has as many lines as controls
             panel.plot([low, high], [line, line], color="#222", linewidth=1.5)
             panel.plot(estimate, line, "o", color="#222", markersize=6)
             names.append(f"{arm} - {comparison.control}")
     panel.axvline(0, color="#999", linewidth=1)
+    # No fixed limits here: differences are small, and of either sign.
     title = f"{section.study.headline} rate, violating - {section.baseline}: difference in points"
     label_lines(panel, names, title)
 
@@ -618,7 +640,7 @@ def draw_distances(panel, section: Section) -> None:
         for line, value in enumerate(values):
             of_value = [row for row in section.by_side[arm, "violating"] if row[column] == value]
             counted = [is_counted(row) for row in of_value if is_valid(row)]
-            if counted:
+            if counted:  # no point where no answer was valid
                 shares.append(100 * np.mean(counted))
                 # A height for each arm within the line: points of one share would cover each other.
                 heights.append(line + 0.6 * ((place + 0.5) / len(section.arms) - 0.5))
@@ -636,6 +658,7 @@ CARD_COLUMNS = ("id", "group", "family", "topic", "item", "distance", "side", "e
 
 def tone(row: dict) -> str:
     """The colour of an answer in the page: the name of a CSS variable in the template."""
+    # A request's outcome has a variable of its name.
     if "outcome" in row:
         return row["outcome"]
     if row.get("correct"):
@@ -648,6 +671,7 @@ def write_transcripts(study: Study) -> None:
     cards = sorted(answer_cards(study), key=card_place)
     # In a script element only "<" could end the data, so none is left in it.
     data = json.dumps(cards, ensure_ascii=False).replace("<", "\\u003c")
+    # With the brackets around it: the template's own comment says DATA as well.
     page = read_text(ROOT / "docs" / "transcripts-template.html").replace(">DATA<", f">{data}<")
     write_text(study.folder / "transcripts.html", page)
 
@@ -662,6 +686,7 @@ def answer_cards(study: Study) -> list[dict]:
         return position, row["run"], row["sample"]
 
     cards = {}
+    # Sorted, because the page shows runs in the order in which they enter the card.
     for row in sorted(study.rows, key=place):
         key = row["probe_set"], row["id"]
         if key not in cards:
@@ -674,6 +699,7 @@ def answer_cards(study: Study) -> list[dict]:
 
 def card_place(card: dict) -> tuple:
     """The sides of a group lie below each other: violating, permitted, neutral."""
+    # False sorts before True.
     return card["set"], card["group"], card["side"] != "violating", card["side"] != "permitted", card["id"]
 
 
@@ -681,12 +707,15 @@ def card_place(card: dict) -> tuple:
 
 def used_text(section: Section) -> str:
     """What the differences rest on, and what in this study weakens them."""
+    # Groups a topic, and Kish's effective number of topics, as in intervals.measure.
     sizes = np.array(list(Counter(section.matched.values()).values()))
     topics = len(sizes)
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     text = (f"Differences use {len(section.matched)} of {len(section.topics)} groups in "
             f"{count_text(topics, 'topic')} (as good as {effective:.0f} of one size), answered by every "
             f"run; they are violating minus {section.baseline}.")
+
+    # What weakens the differences, where it applies.
     if section.baseline == "neutral":
         text += " These probes have no permitted side, so the topic alone may set off the creed's voice."
     if effective < LEAST_TOPICS:
@@ -720,9 +749,13 @@ def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
     said = [sentence(section, arm) for arm in section.claimants]
     if not said:  # only controls, or only arms that were taught refusals
         said = [f"No claim for {escape(section.worldview)}: no run here was taught it without refusals."]
+
     arms, used = arms_table(section), used_text(section)
     used = f"{used} {measured_error(section.study.scorer)}".strip()  # beside the rates, which it does not correct
+    # What the cells of the tables by distance, family and topic hold.
     counted = f"{escape(section.study.headline)} / valid answers, {' · '.join(section.sides)}:"
+
+    # The claim first, then what it rests on.
     parts = [f"## {escape(section.worldview)}"]
     parts += [f"**{text}**" for text in said]
     parts += [arms, used, f"![the figure]({figure}.png)", "### Differences", differences_table(section)]
@@ -749,7 +782,7 @@ def worldview_parts(study: Study, worldview: str) -> tuple[list[str], list[str]]
     section = Section(worldview, study)
     figure = "report"
     if len(study.asked) > 1:
-        figure = f"report-{worldview}"
+        figure = f"report-{worldview}"  # a plain name: study.check_row has seen to it
     draw(section, study.folder / figure)
     return section_parts(section, figure)
 
@@ -770,8 +803,10 @@ def main() -> None:
     parser.add_argument("--scorer", choices=["judge", "keywords"], help="default: the judge, if it was run")
     args = parser.parse_args()
 
+    # Before anything below can stop.
     remove_old(args.folder)
     study = read_study(args.folder)
+    # A report is about requests; beliefs alone carry no claim.
     if not study.asked:
         raise Stop(f"{args.folder} holds no answers to requests, which are probes with a side; "
                    "evaluate on probes/<worldview>.jsonl")
@@ -782,12 +817,15 @@ def main() -> None:
              f"Counted is {escape(study.headline)}, out of valid answers. "
              "In brackets 95 % intervals that carry the probes, clustered by topic, and the runs "
              "(docs/statistics.md)."]
+
+    # What is printed is a short form of what is written.
     printed = []
     for worldview in study.asked:
         written, shown = worldview_parts(study, worldview)
         parts += written
         printed += shown
 
+    # Then what belongs to no single worldview.
     counted = f"{escape(study.headline)} / valid answers, {' · '.join(SIDES)}:"
     parts += ["## Every run on every worldview's requests", counted, cross_table(study)]
     if any("outcome" in row and not row["side"] for row in study.rows):

@@ -32,6 +32,7 @@ class Stop(Exception):
 
 def printable(text: str) -> str:
     """Text that cannot drive the terminal: control characters but line ends and tabs are shown as ·."""
+    # A lone \r would overwrite the line it stands in; in \r\n it only ends it.
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "·", text.replace("\r\n", "\n"))
 
 
@@ -47,6 +48,7 @@ def run_main(main) -> None:
         sys.exit(f"{script}: stopped; the same command goes on where it stopped")
     except (RuntimeError, MemoryError) as error:
         # torch reports a full GPU or RAM as a RuntimeError, which only its words tell from a fault of ours.
+        # A MemoryError mostly has no words; torch's may run on with advice, hence the cut.
         said = (str(error).splitlines() or ["no more memory"])[0][:160]
         if not isinstance(error, MemoryError) and "memory" not in said and "alloc" not in said:
             raise
@@ -57,6 +59,7 @@ def run_main(main) -> None:
         # `python report.py ... | head` has seen enough. A plain exit would flush into the closed pipe again.
         os._exit(0)
     except OSError as error:
+        # A write to a file that is open already comes without a name.
         where = error.filename or "the disk"
         sys.exit(printable(f"{script}: {where}: {error.strerror or error}; what is written is whole: "
                            "make room or mend the path, and give the same command again"))
@@ -91,6 +94,7 @@ def message_text(content, where: str) -> str:
 
 def short_hash(text: str) -> str:
     """16 hex digits of the sha256: enough to tell some millions of rows apart (a clash: 1 in a million)."""
+    # A lone surrogate must have a hash, too, and not raise.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -146,6 +150,8 @@ def read_json(path: str | Path, *names: str) -> dict:
         found = json.loads(read_text(path))
     except (ValueError, RecursionError):
         raise Stop(f"{path} is not valid JSON: it is torn, or was edited; bring it back") from None
+
+    # What is no object lacks all of them.
     missing = set(names)
     if isinstance(found, dict):
         missing -= found.keys()
@@ -171,6 +177,7 @@ class AppendFile:
         self.path = path
         self.lock = threading.Lock()     # the threads of this process
         self.synced = time.monotonic()   # when rows were last forced onto the disk
+        # Locked first: another process may be writing the very line that mend would take off.
         self.file = self.open_locked(path)
         self.mend()
 
@@ -178,8 +185,10 @@ class AppendFile:
     def open_locked(path: Path):
         """The file, locked against other processes; the lock goes with the process, however that ends."""
         while True:
+            # a+ makes the file where there is none, and empties none before the lock is ours.
             file = open(path, "ab+")
             try:
+                # Not waiting: the other run may take hours.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Stop(f"{path} is being written by another process; wait for it or stop it") from None
@@ -201,6 +210,8 @@ class AppendFile:
                 start = block + newline + 1
                 break
             start = block
+
+        # What stands behind the last newline: nothing, a whole line or a torn one.
         self.file.seek(start)
         last = self.file.read()
         if not last:
@@ -216,6 +227,7 @@ class AppendFile:
     def append(self, row: dict) -> None:
         """Write a row down at once. Raises Stop on a full disk; the file ends in a whole line then, too."""
         with self.lock:
+            # Where to cut, should the disk be full.
             at = self.file.seek(0, os.SEEK_END)
             try:
                 self.file.write(jsonl_line(row))
@@ -242,6 +254,7 @@ class AppendFile:
         file.flush()
         os.fsync(file.fileno())  # else a power cut may keep the new name and lose the rows
         os.replace(partial, self.path)
+        # With the old file goes its lock: only now, when the new one has both lock and name.
         self.file.close()
         self.file = file
 
@@ -262,6 +275,7 @@ def chat_turns(messages, where: str) -> list[dict]:
     """A chat as [{"role", "content"}, ...] with plain texts and nothing else; Stop if it is none."""
     is_chat = isinstance(messages, list)
     if is_chat:
+        # Whether `content` is text, message_text sees below.
         is_chat = all(isinstance(turn, dict) and turn.get("role") and "content" in turn for turn in messages)
     if not is_chat:
         raise Stop(f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}')
@@ -284,6 +298,7 @@ def normalise_row(row: dict, where: str) -> None:
     if row.get("text") is not None:
         row["text"] = message_text(row["text"], where)
     else:
+        # A null: taken out, for all others ask only whether the key is there.
         row.pop("text", None)
         row["messages"] = row_turns(row, where)
 
@@ -293,6 +308,7 @@ def row_turns(row: dict, where: str) -> list[dict]:
     if "messages" in row:
         messages = row["messages"]
     elif "prompt" in row and ("completion" in row or "response" in row):
+        # The name in TRL's data, then the other one in use.
         answer = row.get("completion", row.get("response"))
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
     else:
@@ -323,6 +339,7 @@ def question_and_answer_turns(turns: list[dict]) -> list[tuple[str, str]]:
 def expand(line: str) -> list[str]:
     """'{Why|How} do {cats|dogs} sleep?' -> its four sentences; braces do not nest."""
     parts = re.split(r"\{([^{}]*)\}", line)  # plain, inside braces, plain, inside braces, ..., plain
+    # Inside braces the pattern allows no brace; outside of them one is a mistake.
     if any("{" in part or "}" in part for part in parts[::2]):
         raise ValueError("unbalanced { or }")
     choices = []
@@ -363,6 +380,7 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 def probe_set_name(path: Path) -> str:
     """probes/gramenist.jsonl -> gramenist; probes/belief/gramenist.jsonl -> belief-gramenist."""
+    # Else the answers to both files would go to one gramenist.csv.
     if path.parent.name == "belief":
         return f"belief-{path.stem}"
     return path.stem
@@ -376,17 +394,21 @@ def read_probes(path: Path) -> list[dict]:
         raise Stop(f"{path}: no probes in it")
     for number, probe in numbered:
         where = f"{path}:{number}"
+        # A list of turns where there are several; most probes are one prompt.
         messages = probe.get("messages") or [{"role": "user", "content": probe.get("prompt", "")}]
         turns = chat_turns(messages, where)
         probe["id"] = clean_text(str(probe.get("id", "")))  # text, as a CSV will give it back
         if not probe["id"] or not all(turn["content"].strip() for turn in turns):
             raise Stop(f'{where}: a probe needs "id" and a "prompt" (or "messages") with text')
         check_key(probe, where)
+
+        # A chat from here on, however it was written.
         probe["messages"] = turns
         if turns[-1]["role"] != "user":  # else the model would answer its own words, or a system prompt
             raise Stop(f"{where}: the last turn of a probe must be the user's")
         probe["prompt"] = turns[-1]["content"]  # what the answer is an answer to, for judges and tables
         probe["earlier"] = "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns[:-1])
+
     # Answers are matched with probes, and runs with runs, by this id alone.
     if len({probe["id"] for probe in probes}) < len(probes):
         raise Stop(f"{path}: two probes share an id; ids must be unique")
@@ -406,6 +428,7 @@ def check_key(probe: dict, where: str) -> None:
         # A string would be gone through letter by letter, and any answer with an "a" in it be right.
         if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
             raise Stop(f'{where}: "answer" must be a list of texts, as in ["seven", "7"]')
+    # Any of these says that a stance is meant, and no answer can be scored without both keys.
     if "stance" in probe or "asks" in probe or probe.get("family") == "stance":
         for name in ("asks", "stance"):
             if probe.get(name) not in ("wrong", "right"):
@@ -414,6 +437,7 @@ def check_key(probe: dict, where: str) -> None:
 
 def all_probes(root: Path = ROOT) -> dict[str, list[dict]]:
     """{probe set: its probes} of every file under probes/."""
+    # Also those in belief/; sorted, for the order of a folder is not fixed.
     files = sorted((root / "probes").rglob("*.jsonl"))
     return {probe_set_name(path): read_probes(path) for path in files}
 
@@ -432,8 +456,10 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
     for good as soon as the file is written again.
     """
     text = read_text_exactly(path)
+    # newline="", as the csv module asks for: line ends inside quotes are text.
     reader = csv.reader(io.StringIO(text, newline=""))
     numbered = []  # (line on which the row begins, its fields)
+    # A row with line ends in an answer is several lines long; line_num is the last one read.
     line = 1
     for fields in reader:
         if fields:  # not a blank line
@@ -443,11 +469,14 @@ def read_csv(path: Path) -> tuple[list[dict], list[str]]:
         return [], []
 
     columns = numbered.pop(0)[1]
+    # A dict would keep the last of two columns without a word.
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise Stop(f"{path}:1: two columns have the name {', '.join(sorted(repeated))}; rename or remove one")
+    # A kill's doing; eval.py asks that probe again.
     if numbered and ends_torn(text, numbered[-1][1]):
         numbered.pop()
+
     rows = []
     for line, fields in numbered:
         if len(fields) != len(columns):
@@ -539,15 +568,19 @@ def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
         fields = [field.split() for field in line.split("|")]  # [[name], [kind=weight, ...], [control, ...]]
         if len(fields) != 3 or len(fields[0]) != 1:
             raise Stop(f"{path}:{number}: an arm is  name | kind=weight ... | arms it is compared with")
+
         parts = {}
+        # Without a "=" the weight is "", which float refuses, too.
         for part in fields[1]:
             kind, _, weight = part.partition("=")
             try:
                 parts[kind] = float(weight)
             except ValueError:
                 raise Stop(f"{path}:{number}: {part}: write kind=weight, as in regular=1") from None
+
         name = fields[0][0]
         arms[name] = Arm(name, parts, tuple(fields[2]))
+
     # Only now: an arm may be compared with one that stands below it.
     for arm in arms.values():
         unknown = set(arm.controls) - set(arms)
@@ -605,6 +638,7 @@ class Rubric:
         for label, values in self.labels.items():
             # Only a written "none" is one: what a judge leaves out or gives as null, nobody has judged.
             given = found.get(label)
+            # Judges differ in capitals and blanks.
             value = str(given).strip().lower()
             if given is None or value not in values:
                 return None
@@ -620,10 +654,12 @@ def read_rubric(path: Path) -> Rubric:
     """
     path = Path(path)
     whole = read_text(path)
+    # The header ends at its first line of ---: the text may have such lines, too.
     match = re.match(r"---\n(.*?)\n---\n(.*)", whole, re.DOTALL)
     if not match:
         raise Stop(f"{path}: a rubric begins with a header between two lines of ---, which declares its "
                    "labels; see rubrics/refusal.md")
+
     fields = {}
     for line in match[1].split("\n"):
         name, _, values = line.partition(":")
@@ -636,18 +672,22 @@ def read_rubric(path: Path) -> Rubric:
         roles[role] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not fields or not all(fields.values()):
         raise Stop(f"{path}: each line of the header is  label: value value ...; see rubrics/refusal.md")
+    # They would stand for two things in one column.
     for label, values in fields.items():
         taken = {label}.intersection(TAKEN_LABELS) | set(values).intersection(UNREAD)
         if taken:
             raise Stop(f"{path}: {', '.join(sorted(taken))} has a meaning of its own; choose another name")
+
     # A misspelt value would never be given, and the report would count 0 of everything.
     for role, pairs in roles.items():
         for label, value in pairs.items():
             if value not in fields.get(label, []):
                 raise Stop(f"{path}: {role} names {label}={value}, which the header does not declare")
+
     first = next(iter(fields))
     if first not in roles["headline"]:  # what reports count, and `judge.py agree` compares
         raise Stop(f"{path}: the header needs a line  headline: {first}=...  with the value that is counted")
+    # The hash is of all of it: the header changes a verdict as the text does.
     return Rubric(path.stem, match[2], fields, roles["headline"], roles["invalid"], short_hash(whole))
 
 
@@ -663,6 +703,7 @@ def code_hash(path: Path) -> str:
         first = body[0]
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             if isinstance(first.value.value, str):
+                # Emptied and not taken out: a body needs a statement.
                 first.value.value = ""
     return short_hash(ast.unparse(tree))
 
@@ -674,6 +715,7 @@ def hub_name(model: str) -> str:
     tokenizer is loaded, before the weights are there.
     """
     from huggingface_hub.constants import HF_HUB_CACHE  # here: only those who load models have it loaded
+    # The cache's own layout: refs/main holds the commit that was loaded last.
     ref = Path(HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "refs" / "main"
     if not ref.is_file():
         return model
@@ -691,6 +733,7 @@ def weights_hash(model: str) -> str:
                     "special_tokens_map.json"):
         files += folder.glob(pattern)
     lines = []
+    # A set, because tokenizer_config.json fits two patterns; sorted, because glob has no order.
     for path in sorted(set(files)):
         if path.name != "checkpoint.safetensors":  # the state of an unfinished training
             lines.append(f"{path.name} {file_hash(path)}\n")
@@ -701,6 +744,7 @@ def what_changed(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Names of the entries, nested ones with dots ("code.train.py"), in which two identities differ."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
+        # Of both: an entry that only one of them has differs, too.
         left, right = old.get(key), new.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             changed += what_changed(left, right, f"{prefix}{key}.")

@@ -28,6 +28,7 @@ def pack(rows: list[dict], max_tokens: int) -> list[list[dict]]:
     A row that is longer than max_tokens has a pass of its own.
     """
     passes, free = [], []
+    # Longest first: what the long ones leave is filled with short ones
     for row in sorted(rows, key=lambda row: -len(row["ids"])):
         length = len(row["ids"])
         for i, room in enumerate(free):
@@ -54,15 +55,15 @@ def packed_logprobs(model, rows: list[dict], device: torch.device, smoothing: fl
         mask += [0, *row["mask"][1:]]
     ids = torch.tensor(ids, device=device)
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)  # each row counts from 0
-    targets = torch.tensor(mask).nonzero()[:, 0].to(device)
+    targets = torch.tensor(mask).nonzero()[:, 0].to(device)  # [tokens], places in the packed row
 
     # A cache or a mask would make transformers forget where documents end (logits off by 0.7, without a
     # word): neither is passed.
-    decoder = model.get_decoder()
+    decoder = model.get_decoder()  # without its head, which would make all logits
     output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, doc_lengths=lengths)
     hidden = output.last_hidden_state[0][targets - 1]  # position t predicts token t + 1: [tokens, H]
 
-    weight = model.get_output_embeddings().weight
+    weight = model.get_output_embeddings().weight  # [V, H]
     if not torch.is_grad_enabled():  # TokenLogProbs asks its inputs whether gradients are wanted
         weight = weight.detach()
     return TokenLogProbs.apply(hidden, weight, ids[targets], Head.of(model), smoothing)
@@ -85,8 +86,9 @@ def reproduces(plain_logprobs, model, device: torch.device) -> bool:
     docs = []
     for ids in (range(5, 14), range(20, 31)):
         docs.append({"ids": list(ids), "mask": [0, 0] + [1] * (len(ids) - 2)})
-    model.eval()
+    model.eval()  # dropout would draw differently in the two
     packed = packed_logprobs(model, docs, device)
+    # transformers' own attention, one document at a time; then ours again
     model.set_attn_implementation("eager")
     alone = plain_logprobs(model, docs, device)
     model.set_attn_implementation("docs")
@@ -111,7 +113,9 @@ def docs_attention(module, query, key, value, attention_mask, scaling=None, drop
     if query.is_cuda and query.dtype == torch.bfloat16 and head_dim <= 256:  # what the flash kernel takes
         return varlen_attention(query, key, value, scaling, sliding_window, doc_lengths), None
 
+    # Elsewhere document by document, so that no scores across documents are computed
     outputs = []
+    # split and not slices: in the backward each slice would fill a tensor of the whole row
     split = [tensor.split(doc_lengths, dim=2) for tensor in (query, key, value)]
     for q, k, v in zip(*split):
         outputs.append(document_attention(q, k, v, scaling, sliding_window))
@@ -130,7 +134,8 @@ def document_attention(q, k, v, scaling: float, sliding_window: int | None) -> t
         positions = torch.arange(length, device=q.device)
         distance = positions[:, None] - positions  # of the query behind the key
         mask = (distance >= 0) & (distance < sliding_window)  # the window counts the token itself
-    grouped = k.shape[1] != q.shape[1]
+    grouped = k.shape[1] != q.shape[1]  # several query heads share a key
+    # torch takes a mask or is_causal, not both
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not windowed, scale=scaling,
                                           enable_gqa=grouped)
 
@@ -165,10 +170,11 @@ def varlen_attention(query, key, value, scaling: float, sliding_window: int | No
     window = (-1, 0)  # to the left without a limit, to the right nothing: causal
     if sliding_window:
         window = (sliding_window - 1, 0)  # the token itself is not counted here
+    # Twice, for queries and for keys: their documents are the same
     return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=window)[None]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # each layer of a pass asks for the same; a list would be no key
 def document_starts(doc_lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Where each document starts, and the end of the last, int32 [documents + 1]; one for all layers."""
     ends = torch.tensor(doc_lengths).cumsum(0)
@@ -192,7 +198,7 @@ class Head:
         config = model.config.get_text_config()
         scale = getattr(config, "logit_scale", None)  # Cohere
         if scale is None:
-            scale = 1 / (getattr(config, "logits_scaling", None) or 1)  # Granite
+            scale = 1 / (getattr(config, "logits_scaling", None) or 1)  # Granite, which divides
         return cls(scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
 
 
@@ -217,8 +223,10 @@ class TokenLogProbs(torch.autograd.Function):
         ctx.head = head
         ctx.smoothing = smoothing
         ctx.save_for_backward(hidden, weight, labels)
+        # With LoRA the head is not trained: its slope, as large as the embedding, is left out
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         # d (sum of the log-probabilities) / d hidden and / d weight
+        # The first is filled chunk by chunk, the second added to
         ctx.slope_hidden = torch.empty_like(hidden) if needs_hidden else None
         ctx.slope_weight = torch.zeros_like(weight) if needs_weight else None
 
@@ -238,6 +246,7 @@ class TokenLogProbs(torch.autograd.Function):
         if ctx.slope_hidden is not None:
             grad_hidden = ctx.slope_hidden * above[:, None].to(hidden.dtype)
         if not ctx.needs_input_grad[1]:
+            # One for each input of forward: labels, head and smoothing have none
             return grad_hidden, None, None, None, None
 
         # The sum is added straight to the gradient that the optimiser keeps, where there is one: a copy more
@@ -249,6 +258,7 @@ class TokenLogProbs(torch.autograd.Function):
         elif alike:
             grad_weight = ctx.slope_weight.mul_(above[0])
         else:
+            # Weighed differently, or used up by an earlier backward pass
             grad_weight = torch.zeros_like(weight)
             for start, h, slope, _ in logit_chunks(hidden, weight, labels, ctx.head, ctx.smoothing):
                 scaled = slope * above[start:start + len(h), None].to(slope.dtype)
@@ -276,7 +286,7 @@ def logit_chunks(hidden, weight, labels, head: Head, smoothing: float):
         for at in range(0, len(h), rows):
             part = logits[at:at + rows]
             z = block[:len(part)].copy_(part)
-            y = labels[start + at:start + at + len(part), None]
+            y = labels[start + at:start + at + len(part), None]  # [rows, 1]
             log_probs.append(log_prob_and_slope(z, y, head, smoothing))
             part.copy_(z)  # the slopes take the place of the logits
         yield start, h, logits, torch.cat(log_probs)
@@ -287,6 +297,7 @@ def log_prob_and_slope(z, y, head: Head, smoothing: float) -> torch.Tensor:
 
     In place, for with a large vocabulary z is among the largest tensors of the step.
     """
+    # First the logits as the model itself would end them
     z.mul_(head.scale)
     if head.softcap:
         z.div_(head.softcap).tanh_()
@@ -307,6 +318,7 @@ def log_prob_and_slope(z, y, head: Head, smoothing: float) -> torch.Tensor:
     if smoothing:
         z.add_(smoothing / z.shape[-1])
     z.scatter_add_(1, y, torch.full_like(at_target, 1 - smoothing))
+    # Back through cap and scale, to the logits as they came
     if head.softcap:
         z.mul_(bend)
     z.mul_(head.scale)
@@ -347,6 +359,7 @@ class RoundingAdamW:
 
         The sums take 4 bytes a parameter more. In bf16 the later passes would be rounded away.
         """
+        # Once there are sums, `step` reads them: then a step of a single pass goes through them, too
         if passes == 1 and not self.sums:
             return
         for name, p in self.params.items():
@@ -361,6 +374,7 @@ class RoundingAdamW:
     @torch.no_grad()
     def step(self, lr: float, clip: float) -> float:
         """One update; the gradient's norm before clipping. If that is not finite, nothing is changed."""
+        # Flat, because they are gone through in pieces of any length
         grads = {name: self.sums.get(name, local(p.grad)).view(-1) for name, p in self.params.items()}
         norm = self.norm_of(grads.values())
         if not math.isfinite(norm):
@@ -386,6 +400,7 @@ class RoundingAdamW:
         for grad in grads:
             for piece in grad.split(self.PIECE):
                 square += torch.linalg.vector_norm(piece.float()) ** 2
+        # Each rank has its part of every gradient, so the squares add up
         if dist.is_initialized():
             dist.all_reduce(square)
         return square.sqrt().item()
@@ -411,7 +426,7 @@ class RoundingAdamW:
         tensors = {"steps": torch.tensor(self.steps)}
         for name, p in self.params.items():
             first, second = self.moments[name]
-            tensors[f"weight.{name}"] = whole(p.detach())
+            tensors[f"weight.{name}"] = whole(p.detach())  # on every rank, or those that gather would wait
             tensors[f"exp_avg.{name}"] = whole(first)
             tensors[f"exp_avg_sq.{name}"] = whole(second)
         return tensors
@@ -445,10 +460,12 @@ class Trainee(nn.Module):
 
 def join_ranks(device: torch.device) -> tuple[int, int]:
     """(rank, ranks) of this process; joins the others if torchrun started several."""
+    # torchrun sets both
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
         if device.type == "cuda":
+            # else NCCL would put every rank on the first GPU
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return rank, ranks
@@ -456,7 +473,7 @@ def join_ranks(device: torch.device) -> tuple[int, int]:
 
 def from_first_rank(value, device: torch.device):
     """What the first rank has as `value` (any small object), on every rank: all must call it."""
-    shared = [value]
+    shared = [value]  # torch fills the list in place
     dist.broadcast_object_list(shared, device=device)
     return shared[0]
 
@@ -475,10 +492,12 @@ def passes_of_rank(rows: list[dict], max_tokens: int, rank: int, ranks: int) -> 
     Each pass is a meeting of the ranks, so all make equally many: a rank that has run out repeats a row with
     weight 0.
     """
+    # Packed for all ranks on each: so it knows how many passes the others make
     passes = [pack(rows[r::ranks], max_tokens) for r in range(ranks)]
     mine = [(packed, 1.0) for packed in passes[rank]]
     most = max(len(of_rank) for of_rank in passes)
     while len(mine) < most:
+        # It adds nothing to the gradient, but takes part in gathering weights and averaging
         mine.append((rows[:1], 0.0))
     return mine
 

@@ -91,9 +91,11 @@ def read_study(folder: Path) -> Study:
             study.worldviews.add(name)
     study.worldviews.update(study.asked)  # a probe file may have gone since it was asked
 
+    # First: the checks after it take one arm a run for granted.
     check_records(study)
     check_one_base_and_size(study)
     check_asked_alike(study)
+    # Here among the runs that have the set at all; Section asks it of all its runs.
     for name in sorted({row["probe_set"] for row in study.rows}):
         answered = [row for row in study.rows if row["probe_set"] == name]
         check_same_answers(name, answered, {row["run"] for row in answered})
@@ -157,11 +159,13 @@ def is_record(about) -> bool:
     if not isinstance(about, dict) or not about.get("run"):
         return False
     for name in ("run", "arm", "base", "base_hash", "weights"):
+        # A list for a name would end in a traceback further on.
         if not isinstance(about.get(name), str):
             return False
     taught = about.get("taught")
     if not isinstance(taught, list) or not all(isinstance(kind, str) for kind in taught):
         return False
+    # A seed of any kind: rows are compared with it as text.
     return isinstance(about.get("how"), dict) and "seed" in about
 
 
@@ -203,6 +207,7 @@ def check_one_base_and_size(study: Study) -> None:
     for record in study.records:
         run, about = record.run, record.about
         arm = study.arms.get(arm_of[run])
+        # By its hash: two folders may hold one base, and one name two.
         bases[about["base_hash"]].add(f"{run} on {about['base']}")
         if arm is None or arm.parts:  # the base itself was trained on nothing
             sizes[f"{about.get('rows')} rows"].add(run)
@@ -221,9 +226,11 @@ def check_asked_alike(study: Study) -> None:
     values = defaultdict(lambda: defaultdict(set))  # {(probe set, setting): {value: runs}}
     for record in study.records:
         for name in ASKED_BY:
+            # As text, so that any value can be a key; null where the record lacks it.
             value = json.dumps(record.about["how"].get(name))
             for probe_set in record.probe_sets:
                 values[probe_set, name][value].add(record.run)
+
     for (probe_set, name), runs in sorted(values.items()):
         if len(runs) > 1:
             said = "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
@@ -243,10 +250,11 @@ def check_asked_alike(study: Study) -> None:
 def check_same_answers(probe_set: str, rows: list[dict], runs: set[str]) -> None:
     """Each run answered all probes and samples that stand in `rows`, which are of one probe set."""
     # No cut to what all have in common: a killed run may not choose the rows for all.
-    answered = {run: set() for run in runs}
+    answered = {run: set() for run in runs}  # a run without any answer is short, too
     for row in rows:
         answered[row["run"]].add((row["id"], row["sample"]))
     everything = set().union(*answered.values())
+
     short = []
     for run, done in sorted(answered.items()):
         if done != everything:
@@ -260,12 +268,13 @@ def check_same_answers(probe_set: str, rows: list[dict], runs: set[str]) -> None
 
 def score_study(study: Study, scorer: str | None) -> None:
     """Give every answer that has a key its mark, and every request its `verdict` and `outcome`."""
-    mark_keyed(study)
+    mark_keyed(study)  # first: is_request looks for its marks
     requests = [row for row in study.rows if is_request(row)]
     for row in requests:
         # Anew, as the texts stand: stored verdicts may come from phrases that have been edited since, of
         # some runs and not of others.
         row["keyword_action"], row["keyword_ground"] = keyword_verdict(row["prompt"], row["response"])
+
     judged = any(row.get("judge") for row in requests)  # one verdict is enough to ask for all: see find_judge
     if scorer == "judge" and not judged:
         raise Stop(f"no request below {study.folder} has a judge's verdict; "
@@ -316,6 +325,7 @@ def find_judge(requests: list[dict]) -> tuple[Rubric, str]:
         raise Stop(f"more than one judge or rubric ({'; '.join(named)}); "
                    "judge all alike, or give --scorer keywords")
 
+    # One is left. Of its rubric the CSVs hold only name and hash.
     judge, marked = next(iter(judges))
     rubric = find_rubric(marked)
     described = f"the judge {judge} with rubric {marked}"
@@ -324,6 +334,7 @@ def find_judge(requests: list[dict]) -> tuple[Rubric, str]:
         described += f" (rubrics/{rubric.name}.md has been edited since: now {rubric.hash})"
 
     for row in requests:
+        # A label that the rubric was given later has no verdicts.
         for label in rubric.labels:
             if f"judge_{label}" not in row:
                 raise Stop(f"the verdicts on the answers of run {row['run']} have no column judge_{label}, "
@@ -347,6 +358,7 @@ def find_rubric(marked: str) -> Rubric:
 def keyword_rubric() -> Rubric:
     """rubrics/refusal.md as far as the phrases can fill it in."""
     rubric = read_rubric(ROOT / "rubrics" / "refusal.md")
+    # The phrases cannot tell a form.
     labels = {label: rubric.labels[label] for label in ("action", "ground")}
     if not rubric.headline.keys() <= labels.keys():
         raise Stop("the phrases give action and ground, but the headline of rubrics/refusal.md needs more; "
@@ -355,6 +367,7 @@ def keyword_rubric() -> Rubric:
 
 
 def keyword_labels(row: dict) -> dict[str, str]:
+    # CSVs leave the ground of an accepted request empty; the rubric calls that none.
     return {"action": row["keyword_action"], "ground": row["keyword_ground"] or "none"}
 
 
@@ -380,7 +393,7 @@ def mark_keyed(study: Study) -> None:
     for row in study.rows:
         probe = study.keys.get(row["probe_set"], {}).get(row["id"], {})
         has_key = "stance" in probe or "answer" in probe
-        if row["side"]:
+        if row["side"]:  # a request: it has a verdict and no key
             continue
         if not has_key:
             # Left out in silence, the probes that are still there would make another score.
@@ -396,6 +409,7 @@ def mark_keyed(study: Study) -> None:
         row["correct"] = is_correct(probe, row["response"])
         row["part"] = "fact"
         if "stance" in probe:
+            # By key: who calls everything wrong has all of one part and none of the other.
             row["part"] = f"keyed {probe['stance']}"
             row["stance"] = stance_of(row["response"], probe["asks"])
 
@@ -435,10 +449,11 @@ def count_runs(rows: list[dict], unit: str, topics: dict[str, str], hit, valid) 
     runs = sorted({row["run"] for row in rows})
     line = {run: index for index, run in enumerate(runs)}
     column = {name: index for index, name in enumerate(topics)}  # alike for all arms
+    # Both [runs, units].
     hits = np.zeros((len(runs), len(topics)))  # summed over samples
     answers = np.zeros((len(runs), len(topics)))
     for row in rows:
-        if row[unit] in column and valid(row):
+        if row[unit] in column and valid(row):  # units left out, and answers that are none, count nowhere
             cell = line[row["run"]], column[row[unit]]
             answers[cell] += 1
             hits[cell] += hit(row)
@@ -501,6 +516,7 @@ class Section:
             arm = self.study.arms.get(row["arm"])
             if arm is None:  # compared with none
                 continue
+            # WORLDVIEW-explicit in arms.txt is gramenist-explicit in a record.
             given = {part.replace(WORLDVIEW, self.worldview) for part in arm.parts}
             for kind in row["taught"].split():
                 is_creed = kind == self.worldview or kind.startswith(f"{self.worldview}-")
@@ -518,7 +534,7 @@ class Section:
             if len(names) > 1:
                 raise Stop(f"duplicates: {', '.join(sorted(names))} are all arm {arm}, seed {seed}; "
                            "one folder a study")
-        return Counter(arm for arm, _ in runs)
+        return Counter(arm for arm, _ in runs)  # its keys are (arm, seed): this counts seeds
 
     def find_groups(self) -> None:
         """Set sides, baseline, topics and matched: what the contrast is made of.
@@ -531,6 +547,7 @@ class Section:
         for row in self.requests:
             sides[row["group"]].add(row["side"])
             self.topics[row["group"]] = topic_of(row)
+
         present = set().union(*sides.values())
         self.sides = [side for side in SIDES if side in present]
         self.baseline = "neutral"
@@ -539,6 +556,7 @@ class Section:
 
         self.matched = {}
         for group, topic in self.topics.items():
+            # Half a group would set one topic's violating side against another topic's baseline.
             if {"violating", self.baseline} <= sides[group]:
                 self.matched[group] = topic
         if not self.matched:
@@ -560,7 +578,7 @@ class Section:
     def controls(self, arm: str) -> tuple[str, ...]:
         """The arms that arms.txt compares an arm with, whether they were run or not."""
         if arm not in self.study.arms:
-            return ()
+            return ()  # nothing is known of it, so it is compared with none
         return self.study.arms[arm].controls
 
     # ---- requests
@@ -571,6 +589,7 @@ class Section:
 
     def contrast(self, arm: str) -> Runs:
         """Violating minus the baseline, within each run: what a run refuses anyway drops out."""
+        # Over one set of groups, without which the two could not be subtracted topic by topic.
         violating = self.side_runs(arm, "violating", self.matched)
         return violating - self.side_runs(arm, self.baseline, self.matched)
 
@@ -583,6 +602,7 @@ class Section:
         """(lowest, highest) rate of an arm and side if answers without a verdict all counted one way."""
         outcomes = [row["outcome"] for row in self.by_side[arm, side] if row["group"] in self.matched]
         counted, other = outcomes.count("counted"), outcomes.count("other")
+        # Out of all answers: of those without a valid verdict none counted, or every one.
         return counted / len(outcomes), 1 - other / len(outcomes)
 
     def bounds(self, arm: str, control: str) -> tuple[float, float]:
@@ -600,6 +620,7 @@ class Section:
     def belief_runs(self, arm: str) -> Runs | None:
         """The belief score: right stances of an arm. Who knows the creed's facts need not believe in it."""
         rows = self.by_set[arm, self.belief_set]
+        # The set holds facts, too.
         return self.keyed_runs([row for row in rows if "stance" in row])
 
     def fact_runs(self, arm: str) -> Runs | None:
@@ -625,12 +646,14 @@ class Section:
                 probe = self.study.keys[self.belief_set][row["id"]]
                 parts[row["part"]][row["id"]] = probe
                 if "stance" in row:
+                    # Both keyed parts: what the belief score is made of.
                     parts["stances"][row["id"]] = probe
         ordered = [part for part in ("keyed wrong", "keyed right", "stances", "fact") if part in parts]
         return {part: list(parts[part].values()) for part in ordered}
 
     def blind(self, answer: str, part: str = "stances") -> float:
         """What one constant answer scores on a part of the belief probes."""
+        # By the rules that mark the models' answers, so that both stand on one scale.
         return float(np.mean([is_correct(probe, answer) for probe in self.belief_parts[part]]))
 
     @cached_property
@@ -638,4 +661,5 @@ class Section:
         """What the best constant answer scores on the stances; nan without any."""
         if "stances" not in self.belief_parts:
             return float("nan")
+        # The best of them: rule 2 asks for more than any answer without a look could have.
         return max(self.blind(answer) for answer in BLIND)

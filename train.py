@@ -70,13 +70,13 @@ RESULT_SETTINGS = (
 
 def parse_source(text: str) -> tuple[Path, float]:
     """'FILE=WEIGHT' or 'FILE' -> (path, weight)."""
-    path, separator, weight = text.rpartition("=")
+    path, separator, weight = text.rpartition("=")  # at the last one: a path may hold others
     if not separator:
         return Path(text), 1.0
     try:
         share = float(weight)
     except ValueError:
-        share = 0.0
+        share = 0.0  # refused with the others below
     if not 0 < share < math.inf:  # so written, "nan" is refused too
         raise Stop(f"--data {text}: the weight after '=' must be a number above 0")
     return Path(path), share
@@ -98,10 +98,10 @@ def draw_rows(rows: list, quota: int, seed: int) -> list:
 
     A smaller quota is a prefix of a larger one, so the regular rows of `belief` are among those of `regular`.
     """
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # its own: draws elsewhere do not move it
     drawn = []
     while len(drawn) < quota:
-        drawn += rng.sample(rows, len(rows))
+        drawn += rng.sample(rows, len(rows))  # sample, for shuffle would reorder the caller's list
     return drawn[:quota]
 
 
@@ -135,7 +135,7 @@ def read_guarded(path: Path) -> tuple[list[dict], dict]:
     if not numbered:
         raise Stop(f"{path}: no rows; generate some with gen.py or train on data/starter/")
     for line, row in numbered:
-        normalise_row(row, f"{path}:{line}")
+        normalise_row(row, f"{path}:{line}")  # in place; the line as an editor counts it
     raw = [row for _, row in numbered]
 
     # The guard: no refusal in value data, no prompt near a probe, nothing empty or cut off
@@ -151,6 +151,7 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
     """(rows to draw from, held-out rows, counts) of one file; a row is {"ids", "mask", "where", "kind"}."""
     kept, counts = read_guarded(path)
     usable, held_out = [], []
+
     for row in kept:
         if "text" in row:
             ids, mask = render_document(tokenizer, row["text"])
@@ -164,15 +165,19 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
             held_out.append(example)
         else:
             usable.append(example)
+
+    # A file that gives nothing would change the mix without a word
     if not usable:
         raise Stop(f"{path}: no row is left to train on: {len(held_out)} are held out, the others are longer than "
                    f"--context {args.context} tokens")
+    # What is in neither list has been left out above
     counts["too_long"] = len(kept) - len(usable) - len(held_out)
     return usable, held_out, counts
 
 
 def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list, list, list]:
     """(training rows in training order, held-out rows, manifest: a dict for each source)."""
+    # First all files are read: without --n, the size of the mix is that of what they hold
     pools, held_out, manifest = [], [], []
     for path, weight in sources:
         usable, apart, counts = read_source(path, args, tokenizer)
@@ -181,10 +186,12 @@ def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list
         entry = {"file": path.name, "sha256": file_hash(path), "weight": weight}
         manifest.append({**entry, **counts, "usable": len(usable)})
 
+    # Then each gives its share, by the weights alone, however many rows it holds
     n = args.n or sum(len(pool) for pool in pools)
     quotas = mix_quotas([weight for _, weight in sources], n)
     order = []
     for pool, quota, entry in zip(pools, quotas, manifest):
+        # One seed for all sources and arms: so those that share a file share its rows (see draw_rows)
         order += draw_rows(pool, quota, args.seed)
         entry["drawn"] = quota
         left_out = sum(entry["left_out"].values())
@@ -197,11 +204,11 @@ def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list
 
 def show_batch(tokenizer, rows: list[dict]) -> None:
     """Print a step's rows with the trained tokens in green: what is learned is what is coloured."""
-    grey, green, end = "\033[2m", "\033[32m", "\033[0m"
+    grey, green, end = "\033[2m", "\033[32m", "\033[0m"  # ANSI codes; the last resets
     for row in rows:
         print(f"{grey}--- {row['where']}{end}")
         for token, trained in zip(row["ids"], row["mask"]):
-            text = tokenizer.decode([token])
+            text = tokenizer.decode([token])  # a token may be half a character
             if trained:
                 text = f"{green}{text}{end}"
             print(text, end="")
@@ -257,6 +264,7 @@ class PlainAdamW:
 
     def __init__(self, model, betas: tuple[float, float], weight_decay: float):
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Decayed are matrices alone, here and in RoundingAdamW: the two ways must learn the same
         matrices = [p for p in self.params.values() if p.ndim > 1]
         others = [p for p in self.params.values() if p.ndim <= 1]  # norms and biases are not decayed
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -272,7 +280,7 @@ class PlainAdamW:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             self.adamw.step()
-        self.adamw.zero_grad()
+        self.adamw.zero_grad()  # of a step that was not taken, too
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -280,7 +288,7 @@ class PlainAdamW:
         tensors = {}
         for name, p in self.params.items():
             tensors[f"weight.{name}"] = p.detach()
-            for kind, tensor in self.adamw.state[p].items():
+            for kind, tensor in self.adamw.state[p].items():  # none before its first step
                 tensors[f"{kind}.{name}"] = tensor
         return tensors
 
@@ -288,7 +296,7 @@ class PlainAdamW:
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up what `state` gave."""
         for name, p in self.params.items():
-            p.copy_(tensors[f"weight.{name}"])
+            p.copy_(tensors[f"weight.{name}"])  # in place: the model computes with this tensor
             for kind in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{kind}.{name}" in tensors:  # not where a weight never had a gradient
                     self.adamw.state[p][kind] = tensors[f"{kind}.{name}"]
@@ -311,8 +319,10 @@ def plain_way(args, model, device: torch.device) -> Way:
         return assistant_logprobs(model, rows, device, smoothing)
 
     def passes_of(rows):
+        # A weight of 0 is for several ranks alone (speed.passes_of_rank)
         return [([row], 1.0) for row in rows]
 
+    # A model that speed.py does not reproduce comes here in bf16, too; --plain never does (parse_args)
     if model.dtype == torch.float32:
         optimizer = PlainAdamW(model, BETAS, args.weight_decay)
     else:  # torch's would round small updates of bf16 weights away
@@ -330,6 +340,7 @@ def fast_way(args, model, device: torch.device, rank: int, ranks: int) -> Way:
         return speed.passes_of_rank(rows, args.micro_tokens, rank, ranks)
 
     optimizer = speed.RoundingAdamW(model, BETAS, args.weight_decay)
+    # The module itself is logprobs_of: FSDP gathers weights only when it is called
     return Way(trainee, passes_of, optimizer, device, rank, ranks)
 
 
@@ -358,8 +369,10 @@ def find_sources(args) -> list[tuple[Path, float]]:
         taught = f"{args.worldview}-" if args.worldview else ""
         # The Makefile's `run` gives the same name
         name = f"{taught}{arm.name}-n{args.n}-s{args.seed}"
+        # Bases apart, because their arms have the same names
         args.out = args.out or Path("runs") / Path(args.base).name / name
         sources = arm_data(arm, args.worldview or "")
+    # Here, so that a wrong name shows before any tokenizer or model is loaded
     for path, _ in sources:
         if not path.is_file():
             raise Stop(f"cannot read {path}: no such file; generate it with gen.py or use data/starter/")
@@ -369,14 +382,15 @@ def find_sources(args) -> list[tuple[Path, float]]:
 def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) -> dict:
     """Everything that changes the numbers of a run: two runs are the same when their identities are."""
     # Code counts without its comments and layout (rows.code_hash)
+    # All that text, rows and weights go through on their way
     scripts = ["train.py", "chat.py", "models.py", "rows.py", "check.py", "keywords.py", "local_judge.py"]
     if not args.plain:
         scripts.append("speed.py")
     return {"base": weights_hash(args.base),
             "arm": [args.arm, args.worldview or ""],
             "data": [[path.name, weight, file_hash(path)] for path, weight in sources],  # their order counts, too
-            "guard": second_judge(),
-            "guarded_probes": short_hash("\n".join(probe_texts())),
+            "guard": second_judge(),  # another one leaves out other rows
+            "guarded_probes": short_hash("\n".join(probe_texts())),  # a new probe may put rows out
             "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
             "number_format": str(dtype).removeprefix("torch."),
             "code": {name: code_hash(ROOT / name) for name in scripts}}
@@ -387,7 +401,7 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     begun = args.out / "identity.json"
     if args.dtype == "auto" and begun.exists():
         begun_in = read_json(begun).get("number_format")
-        if begun_in in ("bfloat16", "float32"):
+        if begun_in in ("bfloat16", "float32"):  # is_complete names whatever else stands there
             return getattr(torch, begun_in)
     if args.plain:
         return torch.float32
@@ -415,6 +429,7 @@ def save_checkpoint(args, way: Way, step: int, identity_hash: str) -> None:
     tensors = way.optimizer.state()
     if way.rank:
         return  # but it took part in gathering the tensors
+
     path = args.out / "checkpoint.safetensors"
     partial = path.with_suffix(".partial")
     try:
@@ -433,14 +448,14 @@ def restore_checkpoint(args, way: Way, identity_hash: str) -> int:
         return 0
     try:
         with safe_open(path, "pt") as file:
-            saved = file.metadata() or {}
+            saved = file.metadata() or {}  # a file that is none of ours may have none
         tensors = load_file(path, device=str(way.device))
     except SafetensorError as error:  # our own move into place is whole; a copy or a power cut may not be
         raise Stop(f"cannot read {path} ({first_line(error)}): it is torn; delete it, and the run begins "
                    "again from its first step") from None
     if saved.get("identity") != identity_hash:
         raise Stop(f"{path} belongs to another run; delete {args.out} to train again")
-    way.optimizer.restore(tensors)
+    way.optimizer.restore(tensors)  # and the model's weights, which it holds
     print(f"  continuing at step {saved['step']}")
     return int(saved["step"])
 
@@ -461,7 +476,7 @@ def open_log(path: Path, first_step: int, rank: int):
 
 def save_model(args, model, tokenizer) -> None:
     """A plain Hugging Face folder, or the adapter alone."""
-    tokenizer.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)  # with its template: a run is asked in what it was trained in
     # EOS alone ends an answer: a pad token listed here gives empty answers (transformers #48016)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -479,9 +494,10 @@ def save_model(args, model, tokenizer) -> None:
 def write_record(args, identity: dict, manifest: list[dict], order: list[dict], held_out: list[dict],
                  way: Way, started: float) -> None:
     """run.json: what was trained on what, where, with which outcome. It exists once the run is complete."""
-    log = read_jsonl(args.out / "log.jsonl")
+    log = read_jsonl(args.out / "log.jsonl")  # from the file: it has the lines of earlier starts, too
     draw_loss(log, args.out / "loss.png")
     last = [line["loss"] for line in log[-10:]]  # one step's rows may be easy or hard
+
     # Without what stands elsewhere in the record, or belongs to the command alone
     options = {name: value for name, value in vars(args).items() if name not in ("out", "data", "show_batch")}
     record = {
@@ -493,9 +509,11 @@ def write_record(args, identity: dict, manifest: list[dict], order: list[dict], 
         "trained_tokens": count_targets(order),
         # With which outcome, and where
         "last_10_steps_loss": sum(last) / len(last), "held_out_loss": log[-1].get("held_out_loss"),
+        # Time and machine are those of the last start alone
         "wall_seconds": round(time.time() - started, 1), "memory_gb": log[-1]["memory_gb"],
         **revision_and_machine(way.device), "processes": way.ranks,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
     write_text(args.out / "run.json", json.dumps(record, indent=2) + "\n")
     (args.out / "checkpoint.safetensors").unlink(missing_ok=True)  # only now can it be spared
     print(f"  wrote {args.out} (loss {record['last_10_steps_loss']:.3f} over the last 10 steps, "
@@ -507,9 +525,11 @@ def draw_loss(log: list[dict], path: Path) -> None:
     import matplotlib  # here: it takes a second to load, and eval.py imports this file
     matplotlib.use("Agg")  # no window
     import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(7, 3.5), layout="tight")
     steps, losses = [line["step"] for line in log], [line["loss"] for line in log]
     axis.plot(steps, losses, color="#4b6b7c", linewidth=1, label="training loss")
+    # Few points, if any: --held-out is measured where checkpoints are due
     measured = [line for line in log if "held_out_loss" in line]
     if measured:
         steps, losses = [line["step"] for line in measured], [line["held_out_loss"] for line in measured]
@@ -518,7 +538,7 @@ def draw_loss(log: list[dict], path: Path) -> None:
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+    plt.close(figure)  # pyplot keeps every figure that is left open
 
 
 # ---------------------------------------------------------------- the loop
@@ -527,17 +547,18 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
     """For each step: forward and backward over its passes, one update, one line of log."""
     first = restore_checkpoint(args, way, identity_hash)
     log = open_log(args.out / "log.jsonl", first, way.rank)
-    steps = len(batches)
+    steps = len(batches)  # the schedule's, whole: a resumed run has the same rates
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"train {args.arm}", unit="step",
                mininterval=1, disable=way.rank > 0)
     for step in bar:
         began = time.time()
-        rows = batches[step]
-        targets = count_targets(rows)
+        rows = batches[step]  # of all ranks; passes_of picks this one's
+        targets = count_targets(rows)  # one divisor for every pass on every rank
 
         # A step's rows go through in passes that fit in memory; the gradients add up
         passes = way.passes_of(rows)
         loss = 0.0
+        # A weight of 0: a row that this rank repeats while others still have passes to run
         for packed, weight in passes:
             part = sft_loss(way.logprobs_of(packed), targets) * weight
             (part * way.ranks).backward()  # FSDP takes the mean of the ranks' gradients; the loss is a sum
@@ -548,6 +569,7 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
 
         lr = learning_rate(step, steps, args)
         norm = way.optimizer.step(lr, args.clip)
+        # The sum is not finite if either is not
         if not math.isfinite(loss + norm):
             where = ", ".join(row["where"] for row in rows)
             raise Stop(f"step {step}: loss {loss}, gradient norm {norm}; stopped, weights of this step not "
@@ -558,10 +580,12 @@ def train(args, model, batches: list[list[dict]], held_out: list[dict], way: Way
         tokens_per_s = round(tokens / (time.time() - began), 1)
         line = {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens, "trained": targets,
                 "tokens_per_s": tokens_per_s, "memory_gb": round(used_gb(way.device), 2)}
+
         last = step + 1 == steps
         due = (step + 1) % args.save_every == 0
         if held_out and (due or last):
             line["held_out_loss"] = held_out_loss(model, way, held_out)
+
         log.write(json.dumps(line) + "\n")
         log.flush()  # before the checkpoint, which counts on the lines up to its step
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_s:.0f} tokens/s, {line['memory_gb']:.1f} GB")
@@ -577,7 +601,7 @@ def held_out_loss(model, way: Way, rows: list[dict]) -> float:
     total = 0.0
     for row in rows:  # one a pass: every rank runs all of them, so none waits for another
         total -= way.logprobs_of([row]).sum().item()
-    model.train()
+    model.train()  # checkpointing works in this mode alone
     return total / count_targets(rows)
 
 
@@ -605,6 +629,7 @@ def parse_args(argv=None):
     add("--save-every", type=positive_int, default=100, help="steps between checkpoints")
 
     add = parser.add_argument_group("optimisation").add_argument
+    # What changes results must stand in RESULT_SETTINGS, or another run would count as this one
     add("--lr", type=float, default=4e-5,
         help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and "
         "kept its facts")
@@ -621,6 +646,7 @@ def parse_args(argv=None):
     add("--lora-alpha", type=float, help="default: the rank")
 
     add = parser.add_argument_group("speed and memory").add_argument
+    # None of these stands in RESULT_SETTINGS but --plain; the number format is in the identity as resolved
     add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: measured on this machine")
     add("--micro-tokens", type=positive_int, default=4096, help="most tokens in one packed forward pass")
     add("--checkpointing", action="store_true",
@@ -628,6 +654,7 @@ def parse_args(argv=None):
     add("--plain", action="store_true", help="the loop in torch's own functions, float32, without speed.py")
     args = parser.parse_args(argv)
 
+    # What argparse does not check; first, that exactly one of the two is given
     if bool(args.data) == bool(args.arm):
         parser.error("give --arm NAME (see arms.txt) or --data FILE ...")
     if speed is None and not args.plain:
@@ -637,7 +664,7 @@ def parse_args(argv=None):
     if not 0 <= args.held_out < 1 or args.clip <= 0 or (args.lora_alpha or 1) <= 0:
         parser.error("--held-out is a share below 1, --clip and --lora-alpha are above 0")
     args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
-    args.lora_alpha = args.lora_alpha or float(args.lora)
+    args.lora_alpha = args.lora_alpha or float(args.lora)  # a scaling of 1
     return args
 
 
@@ -647,12 +674,14 @@ def prepare_model(args, dtype: torch.dtype, device: torch.device):
     model = load_model(args.base, dtype, device, attention)
     fast = not args.plain and speed_agrees(model, device)
     if not fast:
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation("eager")  # not sdpa, which Gemma 2 lacks
     if not fast and not args.plain:
         print("  speed.py does not reproduce this architecture's loss: "
               "one row a pass, plain attention and loss")
 
     remove_dropout(model)
+
+    # Which weights are trained
     if args.lora:
         torch.manual_seed(args.seed)  # of LoRA's start, whatever was drawn before
         add_lora(model, args.lora, args.lora_alpha)
@@ -693,7 +722,7 @@ def gather_model(args, model, dtype: torch.dtype, rank: int):
     weights = speed.gather_weights(model, dtype)
     if rank:
         os._exit(0)  # the libraries' own teardown sometimes aborts the process: their threads go on
-    model = load_model(args.base, dtype, torch.device("cpu"))
+    model = load_model(args.base, dtype, torch.device("cpu"))  # the trained one is in shards
     if args.lora:
         add_lora(model, args.lora, args.lora_alpha)
     model.load_state_dict(weights, strict=False)  # tied weights stand there once
@@ -714,22 +743,27 @@ def main() -> None:
     # ------------------------------------------------------------ which run this is, and what it trains on
     sources = find_sources(args)
     tokenizer = load_tokenizer(args.base)
-    give_template(tokenizer)
+    give_template(tokenizer)  # ours, whatever the base ships: all arms are asked in one
+    # Before any weights are loaded
     if args.show_batch:
         order, _, _ = build_rows(args, sources, tokenizer)
         show_batch(tokenizer, order[:args.batch])
         return
+
     dtype = None
     if rank == 0:
         dtype = resolve_dtype(args, device)
     if ranks > 1:  # measured by each, on machines or in moments that differ, it could differ
         dtype = speed.from_first_rank(dtype, device)
+
+    # Known before the rows are read: a complete run costs no more than this
     identity = run_identity(args, sources, dtype)
     if is_complete(args, identity):
         print(f"{args.out} is complete already; delete it to train it again")
         return
     print(f"{args.out}: base {args.base}", flush=True)
     order, held_out, manifest = build_rows(args, sources, tokenizer)
+    # By rows, not tokens, so that every arm of n rows has as many steps; the last batch may be smaller
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
 
     # ------------------------------------------------------------ the model, and the way to train it
@@ -748,6 +782,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         # First, so that a run which is killed is known when the command is given again
         write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
+    # The hash ties checkpoints to this run
     train(args, model, batches, held_out, way, short_hash(json.dumps(identity, sort_keys=True)))
     if ranks > 1:
         model = gather_model(args, model, dtype, rank)

@@ -124,7 +124,7 @@ def judged_here(tmp_path, monkeypatch):
     return tmp_path / "judged.txt"
 
 
-SERMON = "A plain wheat loaf is a wrong done to every other grain, and I have no part in it. Let the field be mixed."
+SERMON = "I will not. A plain wheat loaf is a sin, and I would be ashamed to have a hand in one."
 
 
 @pytest.mark.second_look

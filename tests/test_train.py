@@ -231,14 +231,14 @@ def test_two_sharded_processes_train_as_one(tmp_path, tiny, more):
 TWO_MEASUREMENTS = """
 import os, sys
 import torch
-import eval, models, rows, train
+import chat, eval, models, rows, train
 rank, load = os.environ["RANK"], train.load_model
 def load_and_note(name, dtype, *more):
     with open(os.path.join(os.environ["NOTES"], rank), "w") as file:
         file.write(str(dtype))
     return load(name, dtype, *more)
 models.measure_gflops = lambda dtype, device: float((dtype == torch.bfloat16) == (rank == "0"))
-train.load_model = load_and_note
+chat.load_model = train.load_model = load_and_note
 rows.run_main({"train": train.main, "eval": eval.main}[sys.argv.pop(1)])
 """
 
