@@ -350,12 +350,13 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
         return [""] * len(exchanges)
 
     if todo:
-        pairs = [exchange[:2] for exchange in todo.values()]
+        unread = list(todo.items())
+        pairs = [exchange[:2] for _, exchange in unread]
         read = tqdm(judge.read(pairs), total=len(pairs), desc="guard", unit="answer", mininterval=1)
         with open(JUDGED, "a", encoding="utf-8") as file:
             # The judge reads the longest first, so each verdict comes with its place in `pairs`.
             for place, verdict in read:
-                key, exchange = list(todo.items())[place]
+                key, exchange = unread[place]
                 faults[key] = judge_fault(verdict, exchange[2])
                 file.write(f"{key} {faults[key] or '-'}\n")
 

@@ -32,6 +32,7 @@ from keywords import keyword_verdict
 from local_judge import LocalJudge, knows
 from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, printable, read_jsonl, read_results, read_rubric,
                   run_main, short_hash, write_csv)
+from stance import stance_of
 
 # torch and the HTTP client are imported where a judge is made: scoring by phrases, and report.py, need neither.
 
@@ -276,6 +277,9 @@ def agree(args) -> None:
     scorers = {}
     if first_label(rubric) == "action":  # what the phrases can say; other rubrics have other words
         scorers["phrases"] = [dict(zip(("action", "ground"), keyword_verdict(*pair))) for pair in pairs]
+    if first_label(rubric) == "stance" and all(row["asks"] for row in labelled):
+        rules = [{"stance": stance_of(row["pair"][1], row["asks"])} for row in labelled]
+        scorers["the rules of stance.py"] = rules
     if all(row["second"] for row in labelled):  # of somebody who labelled the same answers blind
         scorers["the second reader"] = [row["second"] for row in labelled]
 
@@ -348,7 +352,7 @@ def holds(labels: dict, what: dict) -> bool:
 
 
 def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
-    """[{"pair", "labels", "model", "second"}] of a labelled file.
+    """[{"pair", "labels", "model", "second", "asks"}] of a labelled file.
 
     Stop names labels that the rubric's first label lacks.
 
@@ -384,7 +388,7 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         labels = {name: row.get(name) for name in rubric.labels} | {first: label}
         model = str(row.get("model") or row.get("run") or "")
         labelled.append({"pair": (question, answer), "labels": labels, "model": model,
-                         "second": row.get("second")})
+                         "second": row.get("second"), "asks": row.get("asks")})
     if not labelled:
         raise Stop(f"{path}: no labelled rows in it")
 

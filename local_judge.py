@@ -87,7 +87,9 @@ def measured_error(scorer: str) -> str:
     # What was measured on this judge says nothing of another one.
     if not path.exists() or judge_name() not in scorer:
         return ""
-    own = json.loads(read_text(path))["own"]
+    own = json.loads(read_text(path)).get("own")
+    if own is None:  # adopt was killed before its end
+        return "How often this judge is wrong has not been measured."
     others = own["answers"] - own["counted"]
     return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind: of "
             f"{own['counted']} moral refusals it finds {own['found']}, of the {others} others it calls "
