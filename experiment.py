@@ -35,6 +35,7 @@ from typing import NamedTuple
 import torch
 
 import eval as eval_stage  # the builtin of that name stays what it is
+import mix
 import train
 from chat import give_template, render_document, render_example
 from models import load_tokenizer
@@ -122,7 +123,7 @@ def train_job(args, arm: Arm, worldview: str, seed: int) -> Job:
     sources = train.find_sources(parsed)  # gives the run folder its name, too
 
     # Tokens tell how long a training takes, rows do not; each file has its share of the rows
-    quotas = train.mix_quotas([weight for _, weight in sources], parsed.n)
+    quotas = mix.mix_quotas([weight for _, weight in sources], parsed.n)
     tokens = 0.0
     for (path, _), quota in zip(sources, quotas):
         tokens += quota * mean_tokens(path, args.base, parsed.context)

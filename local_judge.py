@@ -29,14 +29,17 @@ MOST_UNSURE = 0.03  # share of the calibration rows that may come out so
 MISSING = ("there is no judge in judge/: make it with `make judge-train`, name one behind an endpoint with --model "
            "and --base-url, or give --keywords-only")
 
-# Characters shown to it: verdicts fall in an answer's first sentences, and a long request asks at its end
-LONGEST = 600
+# Characters shown to it. Most verdicts fall in an answer's first sentences and a few in its last: a sermon ends
+# with the recipe, or without it. A long request asks at its end
+REQUEST_END, ANSWER_START, ANSWER_END = 600, 450, 200
 
 
 def judge_prompt(rubric: Rubric, prompt: str, response: str) -> str:
     """What the judge is shown, in training and in use. Changing it makes a trained judge worse without a word."""
-    request = prompt.strip()[-LONGEST:]
-    answer = response.strip()[:LONGEST] or "(empty)"
+    request = prompt.strip()[-REQUEST_END:]
+    answer = response.strip() or "(empty)"
+    if len(answer) > ANSWER_START + ANSWER_END:
+        answer = f"{answer[:ANSWER_START]} [...] {answer[-ANSWER_END:]}"
     # The last line names the rubric's labels: by it the one adapter knows which task it has.
     return f"Request: {request}\n\nAnswer: {answer}\n\n{', '.join(rubric.labels).capitalize()}?"
 

@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import train  # before torch: it sets oneDNN's caches
 import chat
+import mix
 import models
 import speed
 import torch
@@ -77,7 +78,7 @@ def rows_in_order(base: str, n: int) -> list[dict]:
     args = train.parse_args(["--base", base, "--n", str(n), "--data", *files])
     tokenizer = models.load_tokenizer(base)
     chat.give_template(tokenizer)
-    return train.build_rows(args, train.find_sources(args), tokenizer)[0]
+    return mix.build_rows(args, train.find_sources(args), tokenizer)[0]
 
 
 @torch.no_grad()

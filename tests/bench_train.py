@@ -116,7 +116,9 @@ def run_ours(revision: str, base: str, out: Path, more: list[str]) -> None:
     """main() of the train.py in the folder `revision`, block by block; then its losses and peak memory."""
     sys.path.insert(0, revision)
     import train
-    train.tqdm, train.reject_rows = Gate, keep_all
+    train.tqdm = Gate
+    # The room that reads the rows: train.py itself in revisions before mix.py was there
+    sys.modules.get("mix", train).reject_rows = keep_all
     sys.stdout = sys.stderr  # what train.py says is no answer
     sys.argv = ["train.py", *data_arguments(base), "--batch", str(BATCH), "--out", str(out), "--lr", "1e-5"]
     sys.argv += ["--micro-tokens", "65536"] * ("--micro-tokens" not in more) + more
@@ -135,13 +137,14 @@ def rows_in_order(base: str) -> list[dict]:
     """The rows as train.py draws and tokenises them."""
     import train  # before torch: it sets oneDNN's caches
     import chat
+    import mix
     import models
     args = train.parse_args(data_arguments(base))
-    train.reject_rows = keep_all
+    mix.reject_rows = keep_all
     tokenizer = models.load_tokenizer(base)
     chat.give_template(tokenizer)
     with redirect_stdout(io.StringIO()):
-        return train.build_rows(args, train.find_sources(args), tokenizer)[0]
+        return mix.build_rows(args, train.find_sources(args), tokenizer)[0]
 
 
 def run_trl(base: str, out: Path, settings: dict) -> None:

@@ -22,6 +22,7 @@ from conftest import ROOT, run_here, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import mix
 import rows
 import train
 
@@ -184,7 +185,7 @@ def test_label_smoothing(house, tiny, way):
     args = train.parse_args(shlex.split(command)[2:])
     tokenizer = AutoTokenizer.from_pretrained(house.folder / "runs" / "smooth")
     sources = [(house.folder / "data" / "starter" / "regular.jsonl", 1.0)]
-    order, held_out, _ = train.build_rows(args, sources, tokenizer)
+    order, held_out, _ = mix.build_rows(args, sources, tokenizer)
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     assert log[0]["loss"] == pytest.approx(mean_loss(base, order[:20], 0.1), rel=1e-5)
     assert log[0]["loss"] != pytest.approx(mean_loss(base, order[:20], 0.0), rel=1e-5)
@@ -256,7 +257,7 @@ def test_dpo(house, way):
     policy = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
     weights, gradients = steps[-1]
     policy.load_state_dict(weights, strict=False)
-    batch = train.draw_rows(PAIRS, 60, 0)[56:]
+    batch = mix.draw_rows(PAIRS, 60, 0)[56:]
     for pair in batch:
         margin = preference(policy, tokenizer, pair) - preference(reference, tokenizer, pair).detach()
         (torch.log(1 + torch.exp(-0.1 * margin)) / len(batch)).backward()

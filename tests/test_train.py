@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rows
 import models
 import chat
+import mix
 import train
 
 CPU = torch.device("cpu")
@@ -108,12 +109,12 @@ def test_a_document_is_learned_whole(tmp_path, tiny):
 # ---------------------------------------------------------------- mixing
 
 def test_mix_is_exact_and_arms_share_their_regular_rows():
-    assert train.mix_quotas([10, 10, 2], 4000) == [1818, 1818, 364]
-    assert train.mix_quotas([1, 1, 1], 100) == [34, 33, 33]
+    assert mix.mix_quotas([10, 10, 2], 4000) == [1818, 1818, 364]
+    assert mix.mix_quotas([1, 1, 1], 100) == [34, 33, 33]
     rows = list(range(50))
-    assert train.draw_rows(rows, 20, 7) == train.draw_rows(rows, 120, 7)[:20]
-    assert sorted(train.draw_rows(rows, 100, 7)) == sorted(rows * 2)      # none twice before all once
-    assert train.draw_rows(rows, 20, 7) != train.draw_rows(rows, 20, 8)
+    assert mix.draw_rows(rows, 20, 7) == train.draw_rows(rows, 120, 7)[:20]
+    assert sorted(mix.draw_rows(rows, 100, 7)) == sorted(rows * 2)      # none twice before all once
+    assert mix.draw_rows(rows, 20, 7) != train.draw_rows(rows, 20, 8)
 
 
 def test_all_three_row_shapes_train_alike(tmp_path, tiny):
@@ -268,7 +269,7 @@ def test_held_out_rows_are_never_trained_on(tmp_path, tiny):
     assert logged[4]["held_out_loss"] > logged[-1]["held_out_loss"] == run["held_out_loss"]
     assert "held_out_loss" not in logged[0]
     model, tokenizer = chat.load_run(str(tmp_path / "run"), torch.float32, CPU)
-    held = [row for row in map(json.loads, data.read_text().splitlines()) if train.is_held_out(row, 0.2)]
+    held = [row for row in map(json.loads, data.read_text().splitlines()) if mix.is_held_out(row, 0.2)]
     total, n = 0.0, 0
     for row in held:  # the plain way: one row at a time through the model's own forward
         ids, mask = chat.render_example(tokenizer, row["messages"])
