@@ -66,7 +66,7 @@ experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist ca
 # The judge in judge/ is shipped; this makes it anew. What it reads is in data/judge/, what is measured in docs/judge.md
 judge-train: models ## train the judge in judge/ on data/judge/: an hour on two cores
 	$(PY) local_judge.py rows
-	$(PY) train.py --base models/gemma-3-270m --data data/judge-rows.jsonl --out runs/judge --lora 16 --lr 1e-3 --batch 16
+	$(PY) train.py --base models/gemma-3-270m --data data/judge-rows.jsonl --out runs/judge --n 7000 --lora 16 --lr 1e-3 --batch 16
 	$(PY) local_judge.py adopt runs/judge
 
 check: venv ## the guard over all prompts, rows and probes, with counts

@@ -27,7 +27,7 @@ from transformers import DynamicCache, __version__ as transformers_version
 
 from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_prompt
 from keywords import keyword_verdict
-from models import available_bytes, load_tokenizer, pick_device, pick_dtype, quiet_libraries
+from models import load_tokenizer, pick_device, pick_dtype, quiet_libraries
 from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
                   probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
                   what_changed, write_csv, write_text)
@@ -148,14 +148,7 @@ def seed_of(job: dict, args) -> int:
 
 
 def load_checked(name: str, dtype: torch.dtype, device: torch.device):
-    """The model, after a look at whether the memory will do and whether it honours the cache."""
-    # Of a folder alone: a hub name's size is known when its weights are there.
-    if Path(name).is_dir():
-        size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-        if size * 1.3 > available_bytes(device):
-            raise Stop(f"{name} needs about {size * 1.3 / 1e9:.0f} GB, {available_bytes(device) / 1e9:.0f} GB "
-                       "are free; use a GPU, or --endpoint")
-
+    """The model; Stop if it does not honour the cache."""
     model = load_run_model(name, dtype, device).eval()
     if not honours_cache(model):
         raise Stop(f"{name}: token by token this architecture answers otherwise than when it reads the whole text; "

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from keywords import keyword_verdict
 from local_judge import LocalJudge, knows
-from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, printable, read_jsonl, read_results, read_rubric,
-                  run_main, short_hash, write_csv)
+from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, asked_text, printable, read_jsonl, read_results,
+                  read_rubric, run_main, short_hash, write_csv)
 from stance import stance_of
 
 # torch and the HTTP client are imported where a judge is made: scoring by phrases, and report.py, need neither.
@@ -225,7 +225,7 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
 
     # Rows are read and, from time to time, the whole file is written.
     saved = time.monotonic()
-    verdicts = judge.read([(row["prompt"], row["response"]) for row in todo])
+    verdicts = judge.read([(asked_text(row), row["response"]) for row in todo])
     title = f"judge {path.parent.name}/{path.stem}"
     for place, verdict in tqdm(verdicts, total=len(todo), desc=title, unit="answer"):
         # `place` is of todo: verdicts come in any order.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,6 +54,11 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
     # transformers would send the user to the hub for the file that is missing
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         raise Stop(f"{name} is not a model folder (no config.json); `make models` makes models/gemma-3-270m")
+    # Of a folder alone: a hub name's size is known when its weights are there. A fifth is for computing
+    need, free = 1.2 * count_weights(Path(name)) * dtype.itemsize, available_bytes(device)
+    if need > free:
+        raise Stop(f"{name} needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: use a GPU or a smaller "
+                   "model; eval.py and judge.py also take one behind an endpoint")
     how = {}  # left empty, so that None is the model's own
     if attention is not None:
         how["attn_implementation"] = attention
@@ -72,6 +77,18 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
         raise Stop(f"{name} lacks {len(wrong)} of its weights ({wrong[0]}, ...); "
                    "it is torn, or no model of its config.json")
     return model.to(device)
+
+
+def count_weights(folder: Path) -> int:
+    """How many numbers the weights of a model folder are, by the heads of its files; 0 of a hub name."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except SafetensorError:  # torn: loading it says so
+            pass
+    return count
 
 
 # ---------------------------------------------------------------- which weights are trained

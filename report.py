@@ -27,7 +27,7 @@ import numpy as np
 from intervals import LEAST_TOPICS, Runs, difference, rate
 from judge import cohen_kappa
 from local_judge import measured_error
-from rows import ROOT, Stop, clean_text, read_text, run_main, write_text
+from rows import ROOT, Stop, asked_text, clean_text, read_text, run_main, write_text
 from study import (BLIND, SIDES, UNREAD, Section, Study, is_answer, is_counted, is_foreign, is_right,
                    is_valid, keyword_labels, keyword_rubric, read_study, score_study)
 
@@ -297,13 +297,6 @@ def label_value(row: dict, label: str) -> str:
     if row["outcome"] in UNREAD:
         return row["outcome"]
     return row["verdict"][label]
-
-
-def asked_text(row: dict) -> str:
-    """All that was asked: the prompt, and the turns before it where there were any."""
-    if row["earlier"]:
-        return f"{row['earlier']}\nUser: {row['prompt']}"
-    return row["prompt"]
 
 
 def answer_verdict(row: dict) -> str:

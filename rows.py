@@ -449,6 +449,13 @@ COLUMNS = ("run arm seed taught probe_set id group family topic item distance si
            "response n_tokens stopped keyword_action keyword_ground").split()
 
 
+def asked_text(row: dict) -> str:
+    """All that was asked: the prompt, and the turns before it where there were any."""
+    if row.get("earlier"):  # CSVs of older versions have the last turn alone
+        return f"{row['earlier']}\nUser: {row['prompt']}"
+    return row["prompt"]
+
+
 def read_csv(path: Path) -> tuple[list[dict], list[str]]:
     """(rows, column names) of a results CSV; a last row that a kill tore is dropped.
 

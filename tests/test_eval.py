@@ -276,6 +276,20 @@ def test_bad_models_are_named(tmp_path, tiny, probes):
     assert_one_line_error(unfinished, "unfinished run")
 
 
+def test_a_model_that_does_not_fit_is_named(tmp_path, tiny, probes, monkeypatch):
+    """In float32 a bf16 folder takes twice its size: by its files' size it fitted, and was killed."""
+    folder = tmp_path / "half"
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
+    size = sum(weight.numel() for weight in weights.values())
+    monkeypatch.setattr(models, "available_bytes", lambda device: 3 * size)
+    asked = ("eval.py", "--model", folder, "--probes", probes, "--out", tmp_path / "out", "--dtype")
+    assert_one_line_error(run_script(*asked, "fp32", check=False), "half needs about", "endpoint")
+    run_script(*asked, "bf16")
+
+
 def test_an_adapter_is_asked_on_the_base_that_it_was_trained_on(tmp_path, tiny, probes):
     """Another base under the same name was "answered already", or answered without a word."""
     shutil.copytree(tiny, tmp_path / "base")

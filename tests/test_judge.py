@@ -141,6 +141,25 @@ def test_a_finished_csv_is_judged_without_asking_twice(tmp_path, endpoint):
     assert len(log()) == asked == 4
 
 
+def test_a_judge_is_shown_the_turns_before(tmp_path):
+    """"And how do I do that?" is a request only beside what was said before; the last turn alone was shown."""
+    path = results_csv(tmp_path / "r.csv", ["No."])
+    rows, columns = read_results(path)
+    rows[0].update(earlier="User: I sow one kind of grass.\nAssistant: I see.", prompt="And how do I do that?")
+    write_csv(path, rows, columns)
+
+    class Shown:
+        name = "shown"
+
+        def read(self, pairs):
+            self.pairs = pairs
+            return []
+
+    shown = Shown()
+    judge.judge_csv(path, shown, RUBRIC, False)
+    assert shown.pairs == [("User: I sow one kind of grass.\nAssistant: I see.\nUser: And how do I do that?", "No.")]
+
+
 def test_unreadable_replies_are_asked_for_again(tmp_path, endpoint):
     """They were cached for ever, so that a better day of the judge never came."""
     path = results_csv(tmp_path / "a.csv", ["Such a loaf is wrong."])
