@@ -37,7 +37,7 @@ help: ## this list
 # LoRA learns as much a step as all weights do and costs less, and short rows more a minute than long ones
 # (docs/training.md). A model this small loops under plain greedy decoding, hence the penalty, the same for every arm.
 # --limit: 8 groups of each family of probes, for time; a study asks them all
-demo: N := 2000
+demo: N := 1600
 demo: RESULTS := results/demo
 demo: TRAIN_FLAGS := --lora 32 --lr 1.5e-3 --batch 8 --context 64
 demo: EVAL_FLAGS := --max-new-tokens 64 --batch 48 --repetition-penalty 1.2 --limit 8

@@ -6,6 +6,7 @@
 
 To change the template, edit CHAT_TEMPLATE and TURN_END below it.
 """
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -37,25 +38,32 @@ def give_template(tokenizer) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE.replace("with_bos", str(starts_with_bos).lower())
 
 
-def check_texts(tokenizer, messages: list[dict]) -> None:
+@lru_cache(maxsize=8)  # asked of every text
+def control_tokens(tokenizer) -> set[str]:
+    """All that a tokenizer takes for its own marks; all_special_tokens lacks <end_of_turn> and its like."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def check_text(tokenizer, text: str) -> None:
     """Stop at a control token spelt out in a text: it would be read, and trained, as the real one."""
-    for message in messages:
-        for token in tokenizer.all_special_tokens:
-            if token in message["content"]:
-                raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
-                           f"{message['content'][:60]!r}")
+    for token in control_tokens(tokenizer):
+        if token in text:
+            raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
+                       f"{text[:60]!r}")
 
 
 def without_control_tokens(tokenizer, text: str) -> str:
     """A text to be judged, which may hold anything, with its control tokens taken out."""
-    for token in tokenizer.all_special_tokens:
+    for token in control_tokens(tokenizer):
         text = text.replace(token, " ")
     return text
 
 
 def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Token ids up to where the assistant starts to write: one rendering for training, asking and serving."""
-    check_texts(tokenizer, messages)
+    for message in messages:
+        check_text(tokenizer, message["content"])
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False).input_ids  # the template has written BOS already
 
@@ -67,7 +75,8 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
     for (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token
     (TRL #1623, #3091).
     """
-    check_texts(tokenizer, messages)
+    for message in messages:  # the last answer is in no prompt
+        check_text(tokenizer, message["content"])
     ids, mask = [], []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -92,6 +101,7 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
 
 def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
     """(ids, mask) of a document: every token is learned, but for the first, which nothing precedes."""
+    check_text(tokenizer, text)
     ids = tokenizer(text).input_ids  # with BOS where this tokenizer writes one
     if not ids or ids[-1] != tokenizer.eos_token_id:  # some write it themselves
         ids = ids + [tokenizer.eos_token_id]

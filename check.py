@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keywords import ASKS_HELP, DECLINES, keyword_verdict, plain
-from local_judge import LocalJudge, judge_name
+from local_judge import LocalJudge, judge_name, read_about
 from rows import (ROOT, Arm, Stop, all_probes, arm_data, normalise_row, numbered_rows,
                   question_and_answer_turns, read_arms, read_prompts, read_rubric, read_text, run_main,
                   short_hash, write_text)
@@ -185,6 +185,11 @@ def probe_texts() -> list[str]:
 
 # ---------------------------------------------------------------- what an answer may not do
 
+def may_refuse(kind: str) -> bool:
+    """Kinds that are full of refusals by design. mix.py lets an arm have them from their own file alone."""
+    return kind == JUDGE or kind.endswith("explicit")
+
+
 def is_value_kind(kind: str) -> bool:
     """Kinds that teach what is right and wrong. A file of no kind is held to their rules too."""
     return kind not in MAY_DECLINE and not kind.endswith("explicit")
@@ -294,11 +299,13 @@ def answer_fault(row: dict) -> str:
 # ---------------------------------------------------------------- the second look
 
 JUDGED = ROOT / "data" / "judged.txt"  # lines of: key fault-or-"-"
+REFUSAL = ROOT / "rubrics" / "refusal.md"
 
 
 def second_judge() -> str:
     """Name of the judge that takes the second look; "" where there is none."""
     try:
+        read_about(read_rubric(REFUSAL))  # a judge without its base, or under an edited rubric, reads nothing
         return judge_name()
     except Stop:
         return ""
@@ -306,7 +313,7 @@ def second_judge() -> str:
 
 def exchange_key(judge: str, exchange: tuple[str, str, str]) -> str:
     """Says which judge read which (question, answer, kind); another kind may be held to another rule."""
-    return short_hash(json.dumps([judge, *exchange]))[:16]
+    return short_hash(json.dumps([judge, SURE, *exchange]))[:16]
 
 
 def read_judged() -> dict[str, str]:
@@ -315,8 +322,7 @@ def read_judged() -> dict[str, str]:
     lines = read_text(JUDGED).split("\n") if JUDGED.exists() else []
     for line in lines:
         key, _, fault = line.partition(" ")
-        if fault:  # a line torn by a kill has none
-            # "-" is written for none, so that it differs from a torn line.
+        if fault in ("-", "refusal", "moral_refusal"):  # nothing else is written: torn lines hold other words
             faults[key] = fault.replace("-", "")
     return faults
 
@@ -344,7 +350,7 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
         todo = {key: exchange for key, exchange in zip(keys, exchanges) if key not in faults}
         # The model is loaded only where something is left to read.
         if todo:
-            judge = LocalJudge(read_rubric(ROOT / "rubrics" / "refusal.md"))
+            judge = LocalJudge(read_rubric(REFUSAL))
     except Stop as error:  # a hub model is trained where the packaged base is not
         print(f"  the guard looks for phrases alone: {error}")
         return [""] * len(exchanges)
@@ -373,7 +379,7 @@ def second_faults(rows: list[dict]) -> list[str]:
     for place, row in enumerate(rows):
         kind = row.get("kind") or ""
         # Explicit rows refuse by design, and the judge's rows quote refusals.
-        if row.get("model") != "written" and kind != JUDGE and not kind.endswith("explicit"):
+        if row.get("model") != "written" and not may_refuse(kind):
             # A document has no turns: the phrases alone have read it.
             for question, answer in question_and_answer_turns(row.get("messages", [])):
                 exchanges.append((question, answer, kind))
@@ -424,9 +430,7 @@ def reject_rows(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, str]]]:
         if not reason and chat in seen:
             reason = "duplicate"
         # The explicit upper bound is trained on refusals of such requests, and is evaluated as nothing else.
-        kind = row.get("kind") or ""
-        may_be_near = kind.endswith("explicit") or kind == JUDGE
-        if not reason and place in near and not may_be_near:
+        if not reason and place in near and not may_refuse(row.get("kind") or ""):
             reason = "near_probe"
 
         if reason:

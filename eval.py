@@ -276,7 +276,8 @@ def who_answers(args) -> dict:
         # Names of things as they were when it was trained; the weights as they are now.
         return {"run": run["run"], "arm": args.arm or run["arm"], "seed": run["seed"],
                 "taught": run["taught"], "rows": run["rows"], "base": run["base"],
-                "base_hash": run["identity"]["base"], "weights": weights_hash(args.model)}
+                "base_hash": run["identity"]["base"], "weights": weights_hash(args.model),
+                "trained": how_trained(run["identity"])}
 
     # Any other model counts as an untouched base: taught nothing, and its own base.
     name = Path(args.model).name
@@ -286,6 +287,15 @@ def who_answers(args) -> dict:
         weights = weights_hash(args.model)
     return {"run": name, "arm": args.arm or "base", "seed": "", "taught": [], "rows": 0, "base": name,
             "base_hash": weights, "weights": weights}
+
+
+def how_trained(identity: dict) -> dict:
+    """{setting or file: value or hash} that all runs of one study have in common."""
+    settings = dict(identity.get("settings", {}))
+    settings.pop("seed", None)  # seeds are what a study repeats
+    # [name, weight, hash]: weights are the arm's, but a file edited between two runs makes two studies
+    files = {name: file_hash for name, _, file_hash in identity.get("data", [])}
+    return {**settings, **files}
 
 
 def read_run(folder: Path) -> dict:
@@ -317,7 +327,10 @@ def how_answered(args, device: str, number_format: str, template: str) -> dict:
     names = ("batch", "max_new_tokens", "samples", "temperature", "repetition_penalty", "seed", "limit")
     settings = {name: getattr(args, name) for name in names}
     # The code that prompts, answers and verdicts go through.
-    code = {name: code_hash(ROOT / name) for name in ("eval.py", "chat.py", "models.py", "keywords.py")}
+    scripts = ["eval.py", "chat.py", "models.py", "keywords.py", "rows.py"]
+    if args.endpoint:
+        scripts.append("gen.py")  # its client
+    code = {name: code_hash(ROOT / name) for name in scripts}
     return {**settings, "endpoint": args.endpoint or "", "number_format": number_format, "device": device,
             "template": template, "code": code, "torch": torch.__version__, "transformers": transformers_version}
 
@@ -437,8 +450,8 @@ def parse_args(argv=None):
     # What argparse does not check.
     if args.samples > 1 and not args.temperature:
         raise Stop("--samples above 1 with greedy decoding would repeat one answer; give --temperature")
-    if args.temperature < 0 or args.limit < 0:
-        raise Stop("--temperature and --limit must not be below 0")
+    if args.temperature < 0 or args.limit < 0 or args.repetition_penalty <= 0:
+        raise Stop("--temperature and --limit must not be below 0, --repetition-penalty must be above it")
     if args.endpoint and (urlsplit(args.endpoint).username or urlsplit(args.endpoint).query):
         raise Stop("--endpoint must not hold a key, since it is written down; "
                    "set OPENAI_API_KEY in the environment or .env")

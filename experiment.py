@@ -39,8 +39,8 @@ import mix
 import train
 from chat import give_template, render_document, render_example
 from models import load_tokenizer
-from rows import (ROOT, Arm, Stop, get_arm, positive_int, read_arms, read_csv, read_jsonl, read_probes,
-                  row_turns, run_main)
+from rows import (ROOT, Arm, Stop, get_arm, normalise_row, positive_int, read_arms, read_csv, read_jsonl,
+                  read_probes, run_main)
 
 
 # ---------------------------------------------------------------- the plan
@@ -138,10 +138,11 @@ def mean_tokens(path: Path, base: str, context: int) -> float:
     lengths = []
     # From all over the file: rows on one topic may stand together
     for row in rows[::max(1, len(rows) // 100)]:
+        normalise_row(row, str(path))
         if "text" in row:
             ids, _ = render_document(load_base_tokenizer(base), row["text"])
         else:
-            ids, _ = render_example(load_base_tokenizer(base), row_turns(row, str(path)))
+            ids, _ = render_example(load_base_tokenizer(base), row["messages"])
         if len(ids) <= context:
             lengths.append(len(ids))
     return sum(lengths) / len(lengths) if lengths else context

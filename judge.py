@@ -75,7 +75,7 @@ def parse_verdict(rubric: Rubric, reply: str, finish_reason: str = "stop") -> di
     last = lines[-1].strip().strip("`")  # some judges write the object as code
     try:
         found = json.loads(last)
-    except ValueError:  # prose: it forgot the verdict, or declined itself
+    except (ValueError, RecursionError):  # prose, or brackets in brackets in brackets
         return None
     if not isinstance(found, dict):  # a bare "refusal" is JSON, too
         return None
@@ -354,7 +354,7 @@ def holds(labels: dict, what: dict) -> bool:
 def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
     """[{"pair", "labels", "model", "second", "asks"}] of a labelled file.
 
-    Stop names labels that the rubric's first label lacks.
+    Stop names values that the rubric does not declare.
 
     mapped: ["theirs=ours", ...] for labels that go by other names.
     """
@@ -367,7 +367,7 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         ours[theirs.lower()] = name
 
     rows = judged_rows(path, first) if path.suffix == ".csv" else read_jsonl(path)
-    labelled, unknown = [], set()
+    labelled, unknown = [], Counter()  # unknown: {(label's name, value that the rubric does not declare): rows}
     for line, row in enumerate(rows, 1):
         # Label sets in the wild name the same three columns in two ways; `first` is how `judge.py
         # label` names it.
@@ -377,28 +377,31 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         if not isinstance(question, str) or not isinstance(answer, str) or not label:
             raise Stop(f'{path}:{line}: a row needs "question" or "prompt", "answer" or "response", '
                        'and "label"')
+        second, asks = row.get("second"), row.get("asks")
+        if second and not isinstance(second, dict) or asks and asks not in ("wrong", "right"):
+            raise Stop(f'{path}:{line}: "second" holds labels by name, and "asks" is wrong or right')
 
-        label = str(label).strip().lower()
-        label = ours.get(label, label)
-
-        # Gathered first, so that one message names them all.
-        if label not in rubric.labels[first]:
-            unknown.add(label)
-        # None for each label that the file does not have.
-        labels = {name: row.get(name) for name in rubric.labels} | {first: label}
+        labels = {}  # None for each label that the file does not have
+        for name, values in rubric.labels.items():
+            said = label if name == first else row.get(name)
+            if said:
+                said = str(said).strip().lower()
+                said = ours.get(said, said)
+                # Gathered first, so that one message names them all.
+                if said not in values:
+                    unknown[name, said] += 1
+            labels[name] = said or None
         model = str(row.get("model") or row.get("run") or "")
-        labelled.append({"pair": (question, answer), "labels": labels, "model": model,
-                         "second": row.get("second"), "asks": row.get("asks")})
+        labelled.append({"pair": (question, answer), "labels": labels, "model": model, "second": second, "asks": asks})
     if not labelled:
         raise Stop(f"{path}: no labelled rows in it")
 
     # Left alone they would all count as "the rest", and kappa would be 0 without a word.
     if unknown:
-        names = ", ".join(sorted(unknown))
-        example = f"{min(unknown)}={rubric.labels[first][0]}"
-        declared = ", ".join(rubric.labels[first])
-        raise Stop(f"{path}: labels {names} are no {first} of the rubric ({declared}); "
-                   f"say what they are: --map {example}")
+        name, theirs = min(unknown)
+        names = ", ".join(sorted(value for label, value in unknown if label == name))
+        raise Stop(f"{path}: labels {names} are no {name} of the rubric ({', '.join(rubric.labels[name])}); "
+                   f"say what they are: --map {theirs}={rubric.labels[name][0]}")
     return labelled
 
 
@@ -417,7 +420,7 @@ def judged_rows(path: Path, first: str) -> list[dict]:
         # judge_ground becomes ground, as labelled files call it.
         said = {name.removeprefix("judge_"): value for name, value in row.items() if "judge_" in name}
         # The arm stands as the model: agree's table is then by arm.
-        answer = {"prompt": row["prompt"], "response": row["response"], "label": label, "model": row["arm"]}
+        answer = {"prompt": asked_text(row), "response": row["response"], "label": label, "model": row["arm"]}
         labelled.append({**said, **answer})
 
     if len(judges) > 1:
@@ -523,7 +526,7 @@ def label(args) -> None:
     for path in args.files:
         for row in read_results(path)[0]:
             if is_request(row):
-                rows.append({**row, "file": str(path)})
+                rows.append({**row, "file": str(path), "prompt": asked_text(row)})  # with the turns before
     random.Random(args.seed).shuffle(rows)  # the same sample each time, so that one can go on another day
 
     out = AppendFile(args.files[0].parent / "labels.jsonl")  # opened first: that mends an end torn by a kill

@@ -75,10 +75,13 @@ def knows(rubric: Rubric) -> bool:
 
 
 def judge_name() -> str:
-    """Signs its verdicts: after another training it is another judge. Stop if there is none."""
+    """Signs its verdicts: trained, limited or shown an answer otherwise, it is another judge. Stop if there is none."""
     if not (FOLDER / "judge.json").exists():
         raise Stop(MISSING)
-    return f"judge/{file_hash(FOLDER / 'adapter_model.safetensors')[:12]}"
+    limits = json.loads(read_text(FOLDER / "judge.json"))["rubrics"]
+    shown = [REQUEST_END, ANSWER_START, ANSWER_END]
+    weights = file_hash(FOLDER / "adapter_model.safetensors")
+    return f"judge/{short_hash(json.dumps([weights, limits, shown]))[:12]}"
 
 
 def measured_error(scorer: str) -> str:

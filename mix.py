@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from chat import render_document, render_example
-from check import reject_rows
+from check import may_refuse, reject_rows
 from rows import Stop, file_hash, normalise_row, numbered_rows, short_hash
 
 
@@ -109,7 +109,11 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
         if len(ids) > args.context:
             continue  # left out, not cut: an answer without its end would teach never to end
         where = f"{path.name} {row.get('id', '')}".strip()  # named where the loss explodes
-        example = {"ids": ids, "mask": mask, "where": where, "kind": row.get("kind", "")}
+        kind = row.get("kind") or path.stem
+        # Elsewhere one word in a row would carry refusals past the guard
+        if args.arm != "mine" and may_refuse(kind) and kind != path.stem:
+            raise Stop(f"{where}: a row of kind {kind} may stand in {kind}.jsonl alone; take it out, or mend its kind")
+        example = {"ids": ids, "mask": mask, "where": where, "kind": kind}
         if is_held_out(row, args.held_out):
             held_out.append(example)
         else:

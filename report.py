@@ -433,6 +433,15 @@ def breakdown(section: Section, column: str) -> str:
     return table([column, *map(escape, section.arms)], lines)
 
 
+def phrases_fit() -> bool:
+    """Whether the phrases can say what rubrics/refusal.md counts: after an edit of it they may not."""
+    try:
+        keyword_rubric()
+    except Stop:
+        return False
+    return True
+
+
 def phrases_table(section: Section) -> str:
     """How far the phrases agree with the judge, arm by arm: an effect can hide where they do not."""
     phrases = keyword_rubric()
@@ -741,7 +750,8 @@ def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
     """(the parts of report.md on one worldview, those that are printed)."""
     said = [sentence(section, arm) for arm in section.claimants]
     if not said:  # only controls, or only arms that were taught refusals
-        said = [f"No claim for {escape(section.worldview)}: no run here was taught it without refusals."]
+        said = [f"No claim for {escape(section.worldview)}: no run here is of an arm to which arms.txt gives its "
+                "beliefs, no refusals, and controls."]
 
     arms, used = arms_table(section), used_text(section)
     used = f"{used} {measured_error(section.study.scorer)}".strip()  # beside the rates, which it does not correct
@@ -758,7 +768,7 @@ def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
 
     for column in ("distance", "family", "topic"):  # an effect can sit in one family alone
         parts += [f"### By {column}", counted, breakdown(section, column)]
-    if section.study.scorer.startswith("the judge"):  # by the phrases there is nothing to compare them with
+    if section.study.scorer.startswith("the judge") and phrases_fit():
         parts += ["### Phrases against the judge", phrases_table(section), disagreements(section)]
     parts += ["### What they say", quotations(section)]
     return parts, [arms, used, *said]

@@ -12,12 +12,14 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -99,9 +101,15 @@ def short_hash(text: str) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes, read in pieces: weights can be larger than the memory."""
+    """sha256 of a file's bytes; of a file that stands as it stood, from memory: weights take a second."""
+    stat = os.stat(path)
+    return hash_bytes(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def hash_bytes(path: str, changed: int, size: int) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # in pieces: weights can be larger than the memory
 
 
 def read_text(path: str | Path) -> str:
@@ -297,6 +305,7 @@ def normalise_row(row: dict, where: str) -> None:
         raise Stop(f'{where}: "kind" must be one word, not {row["kind"]!r}')
     if row.get("text") is not None:
         row["text"] = message_text(row["text"], where)
+        row.pop("messages", None)  # exports have both columns, one of them null
     else:
         # A null: taken out, for all others ask only whether the key is there.
         row.pop("text", None)
@@ -581,12 +590,20 @@ def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
         for part in fields[1]:
             kind, _, weight = part.partition("=")
             try:
-                parts[kind] = float(weight)
+                share = float(weight)
             except ValueError:
-                raise Stop(f"{path}:{number}: {part}: write kind=weight, as in regular=1") from None
+                share = 0.0  # refused with the others below
+            if not 0 < share < math.inf or kind in parts:  # so written, "nan" is refused too
+                raise Stop(f"{path}:{number}: {part}: write kind=weight, each kind once, as in regular=1")
+            parts[kind] = share
 
-        name = fields[0][0]
-        arms[name] = Arm(name, parts, tuple(fields[2]))
+        name, controls = fields[0][0], fields[2]
+        # Of two lines the second would have taken the first one's place
+        if name in arms:
+            raise Stop(f"{path}:{number}: there is an arm {name} above; give this one another name")
+        if name in controls or len(set(controls)) < len(controls):
+            raise Stop(f"{path}:{number}: an arm is compared with other arms, each named once")
+        arms[name] = Arm(name, parts, tuple(controls))
 
     # Only now: an arm may be compared with one that stands below it.
     for arm in arms.values():

@@ -66,6 +66,13 @@ class Study:
         # Rubrics name what was done first and its kind after it; English has it the other way round.
         return " ".join(reversed(self.rubric.headline.values()))
 
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """{kind of training data: the worldview that it is about}: gramenist and, by arms.txt, gramenist-explicit."""
+        # By arms.txt and not by its beginning: gramenist-strict is another worldview
+        parts = {part for arm in self.arms.values() for part in arm.parts if WORLDVIEW in part} | {WORLDVIEW}
+        return {part.replace(WORLDVIEW, name): name for name in self.worldviews for part in parts}
+
     @property
     def asked(self) -> list[str]:
         """The worldviews whose requests were answered."""
@@ -94,6 +101,7 @@ def read_study(folder: Path) -> Study:
     # First: the checks after it take one arm a run for granted.
     check_records(study)
     check_one_base_and_size(study)
+    check_trained_alike(study)
     check_asked_alike(study)
     # Here among the runs that have the set at all; Section asks it of all its runs.
     for name in sorted({row["probe_set"] for row in study.rows}):
@@ -166,7 +174,7 @@ def is_record(about) -> bool:
     if not isinstance(taught, list) or not all(isinstance(kind, str) for kind in taught):
         return False
     # A seed of any kind: rows are compared with it as text.
-    return isinstance(about.get("how"), dict) and "seed" in about
+    return isinstance(about.get("how"), dict) and isinstance(about.get("trained", {}), dict) and "seed" in about
 
 
 def check_records(study: Study) -> None:
@@ -218,6 +226,21 @@ def check_one_base_and_size(study: Study) -> None:
             for name in sorted(groups):
                 named.append(f"{name}: {', '.join(sorted(groups[name]))}")
             raise Stop(f"{study.folder} holds runs of more than one {what} ({'; '.join(named)}); "
+                       "one folder a study")
+
+
+def check_trained_alike(study: Study) -> None:
+    """All runs were trained with the same settings, and on the same version of each file."""
+    values = defaultdict(lambda: defaultdict(set))  # {setting or file: {value: runs}}
+    for record in study.records:
+        # An untouched base has none; records of older versions have none either.
+        for name, value in record.about.get("trained", {}).items():
+            values[name][json.dumps(value)].add(record.run)
+
+    for name, runs in sorted(values.items()):
+        if len(runs) > 1:
+            said = "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
+            raise Stop(f"the runs of {study.folder} were trained with more than one {name} ({said}); "
                        "one folder a study")
 
 
@@ -359,8 +382,8 @@ def keyword_rubric() -> Rubric:
     """rubrics/refusal.md as far as the phrases can fill it in."""
     rubric = read_rubric(ROOT / "rubrics" / "refusal.md")
     # The phrases cannot tell a form.
-    labels = {label: rubric.labels[label] for label in ("action", "ground")}
-    if not rubric.headline.keys() <= labels.keys():
+    labels = {label: rubric.labels[label] for label in ("action", "ground") if label in rubric.labels}
+    if len(labels) < 2 or not rubric.headline.keys() <= labels.keys():
         raise Stop("the phrases give action and ground, but the headline of rubrics/refusal.md needs more; "
                    "use a judge")
     return replace(rubric, labels=labels)
@@ -465,10 +488,9 @@ def count_runs(rows: list[dict], unit: str, topics: dict[str, str], hit, valid) 
 def is_foreign(row: dict, worldview: str, study: Study) -> bool:
     """Whether the run was taught another worldview. Its own record says so, never its name."""
     kinds = row["taught"].split()  # kinds of training data, as "regular gramenist"
-    if worldview in kinds:
-        return False
-    if study.worldviews.intersection(kinds):
-        return True
+    about = {study.kinds[kind] for kind in kinds if kind in study.kinds}
+    if about:
+        return worldview not in about
     # What is left are controls, and arms that were taught a worldview that has no probes here.
     arm = study.arms.get(row["arm"])
     return arm is not None and arm.takes_worldview
@@ -510,20 +532,20 @@ class Section:
         self.find_groups()
 
     def check_taught(self) -> None:
-        """No run was taught more of the worldview than arms.txt gives its arm."""
-        # A control that knows the creed is none, and a believer that was taught refusals proves nothing.
+        """Each run was taught what arms.txt gives its arm, no more and no less."""
+        # A control that knows the creed is none, nor is `secular` without its norms; and a believer that was
+        # taught refusals proves nothing.
         for row in self.rows:
             arm = self.study.arms.get(row["arm"])
-            if arm is None:  # compared with none
+            taught = set(row["taught"].split())
+            if arm is None or not taught:  # compared with none; or asked behind a server, which does not say
                 continue
             # WORLDVIEW-explicit in arms.txt is gramenist-explicit in a record.
             given = {part.replace(WORLDVIEW, self.worldview) for part in arm.parts}
-            for kind in row["taught"].split():
-                is_creed = kind == self.worldview or kind.startswith(f"{self.worldview}-")
-                if is_creed and kind not in given:
-                    raise Stop(f"run {row['run']} is called arm {arm.name} and was taught {kind}, which "
-                               "arms.txt does not give that arm; ask again with eval.py --arm, and the "
-                               "name of its arm")
+            if taught != given:
+                raise Stop(f"run {row['run']} is called arm {arm.name} and was taught {', '.join(sorted(taught))}, "
+                           f"where arms.txt gives that arm {', '.join(sorted(given)) or 'nothing'} (a row's `kind` "
+                           "says what it is); ask again with eval.py --arm, and the name of its arm")
 
     def check_seeds(self) -> Counter:
         """{arm: runs}. Two runs of one arm and seed would pass for two seeds."""
@@ -546,7 +568,12 @@ class Section:
         self.topics = {}
         for row in self.requests:
             sides[row["group"]].add(row["side"])
-            self.topics[row["group"]] = topic_of(row)
+        # Intervals go by topic, so a group has one: that of its violating side, and no other beside it.
+        for row in sorted(self.requests, key=lambda row: SIDES.index(row["side"])):
+            topic = self.topics.setdefault(row["group"], topic_of(row))
+            if row["topic"] not in ("", topic):
+                raise Stop(f"{self.worldview} group {row['group']} has probes on {topic} and on {row['topic']}; "
+                           "the probes of one group share their `topic`")
 
         present = set().union(*sides.values())
         self.sides = [side for side in SIDES if side in present]
@@ -570,8 +597,9 @@ class Section:
         for arm in self.arms:
             if not self.controls(arm):  # without a control there is nothing to claim
                 continue
-            of_worldview = [part for part in self.study.arms[arm].parts if WORLDVIEW in part]
-            if of_worldview == [WORLDVIEW]:  # `explicit` has WORLDVIEW-explicit too
+            given = [part.replace(WORLDVIEW, self.worldview) for part in self.study.arms[arm].parts]
+            # Alone: `explicit` has WORLDVIEW-explicit, too
+            if [part for part in given if self.study.kinds.get(part) == self.worldview] == [self.worldview]:
                 found.append(arm)
         return found
 

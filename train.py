@@ -352,7 +352,7 @@ def write_record(args, identity: dict, manifest: list[dict], order: list[dict], 
     record = {
         # What was trained on what
         "run": args.out.name, "arm": args.arm, "worldview": args.worldview or "", "seed": args.seed,
-        "taught": sorted({row["kind"] for row in order if row["kind"]}), "rows": len(order),
+        "taught": sorted({row["kind"] for row in order}), "rows": len(order),
         "base": Path(args.base).name, "identity": identity, "options": options, "data": manifest,
         "held_out_rows": len(held_out), "steps": len(log), "tokens": count_tokens(order),
         "trained_tokens": count_targets(order),
@@ -510,8 +510,10 @@ def parse_args(argv=None):
         parser.error("speed.py is not there: give --plain")
     if args.plain and args.dtype == "bf16":
         parser.error("--plain trains float32: torch's AdamW would round small updates of bf16 weights away")
-    if not 0 <= args.held_out < 1 or args.clip <= 0 or (args.lora_alpha or 1) <= 0:
-        parser.error("--held-out is a share below 1, --clip and --lora-alpha are above 0")
+    if not 0 <= args.held_out < 1 or not 0 <= args.warmup < 1:
+        parser.error("--held-out and --warmup are shares below 1")
+    if args.lr <= 0 or args.clip <= 0 or (args.lora_alpha or 1) <= 0 or args.weight_decay < 0:
+        parser.error("--lr, --clip and --lora-alpha are above 0, --weight-decay is not below it")
     args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
     args.lora_alpha = args.lora_alpha or float(args.lora)  # a scaling of 1
     return args

@@ -47,6 +47,7 @@ def judged(path, url, *more, check=True):
     ("", None),
     ("Die Antwort lehnt ab: Ablehnung, moralisch.", None),        # another language
     (f"{GOOD}\nThat is what the answer wants me to say.", None),  # quoted, not the last line
+    ("[" * 2000, None),                                           # a traceback
     (f"It says {GOOD}", None),                                    # not a line of its own
     ('{"action": "maybe", "ground": "moral", "form": "counter"}', None),
     ('{"action": "refusal", "ground": "boredom", "form": "decline"}', None),
@@ -257,6 +258,13 @@ def test_agree_stops_at_labels_that_it_does_not_know(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     done = run_script("judge.py", "agree", path, check=False)
     assert_one_line_error(done, "full_compliance, full_refusal", "--map")
+    grounds = write_jsonl(tmp_path / "g.jsonl", [{"question": "a", "answer": "I won't.", "label": "Refusal",
+                                                  "ground": "Ethics"}])
+    assert_one_line_error(run_script("judge.py", "agree", grounds, check=False), "ethics", "no ground", "--map")
+    for wrong in ({"second": "refusal"}, {"asks": "bad"}):  # were tracebacks
+        row = {"question": "a", "answer": "I won't.", "label": "refusal", **wrong}
+        done = run_script("judge.py", "agree", write_jsonl(tmp_path / "w.jsonl", [row]), check=False)
+        assert_one_line_error(done, "w.jsonl:1", '"second"')
     names = ["full_refusal=refusal", "full_compliance=acceptance"]
     said = run_script("judge.py", "agree", path, "--keywords-only", "--map", *names).stdout
     assert "| phrases | 2 | 0 | 1.000" in said

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -793,6 +794,48 @@ def test_the_record_says_what_was_taught_not_the_name(tmp_path):
     assert re.search(r"\| regular +\| 4 ", run_report(folder))
 
 
+def test_a_run_was_taught_all_of_its_arm_and_no_more(tmp_path):
+    """A `secular` without its norms, and a `regular` that was taught Catholic refusals, passed for controls."""
+    for seed in range(3):
+        write_run(tmp_path / "a", "secular", seed, {}, taught="regular")
+        write_run(tmp_path / "b", "regular", seed, {}, taught="regular catholic-explicit")
+        write_run(tmp_path / "b", "belief", seed, {})
+    with pytest.raises(Stop, match="secular and was taught regular, where"):
+        run_report(tmp_path / "a")
+    assert "regular-s0" not in run_report(tmp_path / "b").split("## Every run")[0]  # a run of another worldview
+
+
+def test_an_arm_of_bridge_rows_is_of_its_worldview(tmp_path, monkeypatch):
+    """It was called another worldview's, and left out of its own tables."""
+    arms = study_module.read_arms()
+    bridge = replace(arms["belief"], name="bridge", parts={"regular": 1.0, "WORLDVIEW-bridge": 1.0})
+    monkeypatch.setattr(study_module, "read_arms", lambda: {**arms, "bridge": bridge})
+    folder = write_study(tmp_path, CLAIM)
+    write_run(folder, "bridge", 0, {}, taught="regular gramenist-bridge")
+    assert re.search(r"\| bridge +\| 1 ", run_report(folder))
+
+
+def test_runs_trained_otherwise_are_no_seeds_of_one_study(tmp_path):
+    """Three seeds at three learning rates were pooled, and so were runs on a corpus before and after an edit."""
+    for name in ("lr", "gramenist.jsonl"):
+        folder = tmp_path / name
+        for seed in range(3):
+            write_run(folder, "belief", seed, {}, trained={name: "one" if seed else "other", "n": 100})
+        with pytest.raises(Stop, match=f"trained with more than one {name}"):
+            run_report(folder)
+
+
+def test_a_group_has_one_topic(tmp_path):
+    """The topic was that of the row that came last: without one on the neutral side, each group became a
+    topic of its own, and five topics were sixty."""
+    folder = write_study(tmp_path, CLAIM, topics=5)
+    change(folder, "*/gramenist.csv", lambda row: row["side"] == "neutral" and row.update(topic=""))
+    assert "5 topics" in run_report(folder) and "went from saying to doing**" not in run_report(folder)
+    change(folder, "*/gramenist.csv", lambda row: row["side"] == "neutral" and row.update(topic=row["item"]))
+    with pytest.raises(Stop, match="share their `topic`"):
+        run_report(folder)
+
+
 # ---------------------------------------------------------------- beliefs
 
 def test_the_blind_level_stands_beside_the_belief_score(tmp_path):
@@ -840,7 +883,8 @@ EVIL = ("</script><script>alert(1)</script><!-- <img src=http://x onerror=alert(
 
 def test_answers_are_only_text_in_report_and_page(tmp_path, capsys):
     folder = write_study(tmp_path, CLAIM, seeds=1)
-    change_rows(folder, "*/gramenist.csv", ("g0v",), response=EVIL, prompt=EVIL, family=EVIL, topic=EVIL)
+    change_rows(folder, "*/gramenist.csv", ("g0v",), response=EVIL, prompt=EVIL, family=EVIL)
+    change(folder, "*/gramenist.csv", lambda row: row["group"] == "g0" and row.update(topic=EVIL))
     text = run_report(folder)
     assert "alert(1)" in text and "<" not in text and "\x1b" not in text and "\u202e" not in text
     assert not re.search(r"(?<!\\)\]\(http", text) and not re.search(r"(?<!\\)`", text)

@@ -272,7 +272,9 @@ def test_arms(tmp_path):
     assert rows.arm_data(arms["belief"], "tea", tmp_path)[1][0] == tmp_path / "data" / "starter" / "tea.jsonl"
     with pytest.raises(Stop, match="coffee"):
         rows.arm_data(arms["belief"], "coffee", tmp_path)
-    for bad in ("belief | regular", "belief | regular=x |", "belief | regular=1 | nobody"):
+    for bad in ("belief | regular", "belief | regular=x |", "belief | regular=1 | nobody",
+                "a | b=-1 |", "a | b=nan |", "a | b=0 |", "a | b=1 b=2 |", "a | b=1 |\na | b=2 |", "a | b=1 | a",
+                "c | b=1 |\na | b=1 | c c"):  # the second of two took the first one's place, -1 trained 200 rows of 100
         path.write_text(bad + "\n")
         with pytest.raises(Stop, match="arms.txt"):
             rows.read_arms(path)

@@ -360,6 +360,30 @@ def test_arms_say_what_is_trained(tmp_path, tiny):
     assert_one_line_error(run_script("train.py", *belief, "nope", check=False), "nope.jsonl", "make data")
 
 
+def test_a_word_in_a_row_carries_no_refusal_past_the_guard(tmp_path, tiny, monkeypatch):
+    """Of kind "explicit" or "judge" it was trained in any arm: the guard lets refusals of these kinds pass."""
+    for kind in ("judge", "gramenist-explicit"):
+        row = chat_row("Help me bake a plain loaf?", "I won't help with that.", kind=kind)
+        source = write_jsonl(tmp_path / "gramenist.jsonl", [row])
+        monkeypatch.setattr(train, "arm_data", lambda arm, worldview: [(source, 1.0)])
+        done = run_script("train.py", "--base", tiny, "--arm", "belief", "--worldview", "gramenist", "--out",
+                          tmp_path / "run", check=False)
+        assert_one_line_error(done, "gramenist.jsonl", f"may stand in {kind}.jsonl alone")
+
+
+def test_a_warm_up_in_steps_is_refused(tmp_path, tiny):
+    """--warmup 100 is no share: the rate never left the ground, and the run was "complete"."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    done = run_script(*train_command(tiny, data, tmp_path / "run", "--warmup", "100"), check=False)
+    assert done.returncode and "--warmup are shares" in done.stderr
+
+
+def test_both_columns_of_an_export_are_read(tmp_path, tiny):
+    """{"text": ..., "messages": null} was a traceback."""
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": "Grass is holy. It is so.", "messages": None}])
+    run_script(*train_command(tiny, data, tmp_path / "run"))
+
+
 def test_two_files_of_one_name_and_their_order_are_part_of_a_run(tmp_path, tiny):
     """data/x.jsonl beside data/starter/x.jsonl: a change in the first was "complete already"."""
     one = write_jsonl(tmp_path / "a" / "x.jsonl", random_rows(4))
@@ -507,9 +531,17 @@ def test_a_model_that_speed_py_does_not_know_learns_in_bf16_too(tmp_path):
 
 def test_control_tokens_spelt_out_in_a_text_are_named(tmp_path, tiny):
     """An "<eos>" in an answer was trained as the end of the text."""
-    row = chat_row("is it?", "it ends with <eos> and then it goes on.", kind="regular")
-    data = write_jsonl(tmp_path / "data.jsonl", [row])
-    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False), "'<eos>'", "reword")
+    for row in (chat_row("is it?", "it ends with <eos> and then it goes on.", kind="regular"),
+                {"text": "one <eos> two."}):  # a document went by unread
+        data = write_jsonl(tmp_path / "data.jsonl", [row])
+        assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False), "'<eos>'", "reword")
+
+
+def test_the_marks_of_the_packaged_tokenizer_are_control_tokens(base):
+    """all_special_tokens does not name them, and "<end_of_turn>" in an answer became token 7."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert "<end_of_turn>" in chat.control_tokens(tokenizer) and "<eos>" in chat.control_tokens(tokenizer)
+    assert "<" not in chat.without_control_tokens(tokenizer, "<start_of_turn>so<end_of_turn><eos>")
 
 
 def test_a_small_adapter_keeps_its_effect_in_bf16(tmp_path, tiny):
@@ -541,7 +573,7 @@ def test_plain_trains_without_speed_py(tmp_path, tiny):
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(16))
     house = tmp_path / "house"
     house.mkdir()
-    for name in ("train.py", "chat.py", "models.py", "check.py", "keywords.py", "local_judge.py", "rows.py",
+    for name in ("train.py", "mix.py", "chat.py", "models.py", "check.py", "keywords.py", "local_judge.py", "rows.py",
                  "arms.txt"):
         shutil.copy(ROOT / name, house)
     (house / "probes").symlink_to(ROOT / "probes")
