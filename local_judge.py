@@ -109,7 +109,6 @@ class LocalJudge:
         about, base = read_about(rubric)  # before torch is loaded: an error need not wait for it
 
         import torch
-        from chat import give_template
         from models import (load_adapter, load_model, load_tokenizer, merge_adapter, pick_device, pick_dtype,
                             quiet_libraries)
         quiet_libraries()
@@ -118,7 +117,8 @@ class LocalJudge:
         self.torch, self.rubric, self.name = torch, rubric, judge_name()
         self.unsure_below = about["rubrics"][rubric.name]["unsure_below"]
         self.tokenizer = load_tokenizer(str(base))
-        give_template(self.tokenizer)  # a base ships none; it was trained with this one
+        # Its own, which it was trained in: an edit of chat.py's is for the arms
+        self.tokenizer.chat_template = read_text(FOLDER / "chat_template.jinja")
         self.model = load_model(str(base), pick_dtype(device), device)
         load_adapter(FOLDER, self.model)
         if self.model.dtype == torch.float32:  # in bf16 most of a small adapter would be rounded away
@@ -247,7 +247,7 @@ def adopt(run: Path) -> None:
               FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
 
     # How it was made goes with it.
-    for name in ("adapter_config.json", "run.json", "log.jsonl"):
+    for name in ("adapter_config.json", "chat_template.jinja", "run.json", "log.jsonl"):
         shutil.copy(run / name, FOLDER / name)
     # The hash as the run itself took it: the adapter is for those very weights.
     base = record["options"]["base"]

@@ -111,7 +111,7 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
         where = f"{path.name} {row.get('id', '')}".strip()  # named where the loss explodes
         kind = row.get("kind") or path.stem
         # Elsewhere one word in a row would carry refusals past the guard
-        if args.arm != "mine" and may_refuse(kind) and kind != path.stem:
+        if not args.data and may_refuse(kind) and kind != path.stem:
             raise Stop(f"{where}: a row of kind {kind} may stand in {kind}.jsonl alone; take it out, or mend its kind")
         example = {"ids": ids, "mask": mask, "where": where, "kind": kind}
         if is_held_out(row, args.held_out):
