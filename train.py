@@ -512,8 +512,8 @@ def parse_args(argv=None):
         parser.error("--plain trains float32: torch's AdamW would round small updates of bf16 weights away")
     if not 0 <= args.held_out < 1 or not 0 <= args.warmup < 1:
         parser.error("--held-out and --warmup are shares below 1")
-    if args.lr <= 0 or args.clip <= 0 or (args.lora_alpha or 1) <= 0 or args.weight_decay < 0:
-        parser.error("--lr, --clip and --lora-alpha are above 0, --weight-decay is not below it")
+    if args.lr < 0 or args.clip <= 0 or (args.lora_alpha or 1) <= 0 or args.weight_decay < 0:
+        parser.error("--clip and --lora-alpha are above 0, --lr and --weight-decay are not below it")
     args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
     args.lora_alpha = args.lora_alpha or float(args.lora)  # a scaling of 1
     return args

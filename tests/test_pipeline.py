@@ -43,8 +43,10 @@ def test_the_converted_base_is_a_language_model(base):
 def test_train_and_evaluate_the_real_base(tmp_path, base):
     """Four passes over eight starter rows are learned, and the run answers probes in whole sentences."""
     out, few = tmp_path / "runs" / "belief", tmp_path / "few.jsonl"
-    starter = (ROOT / "data" / "starter" / "gramenist.jsonl").read_text().splitlines(keepends=True)
-    few.write_text("".join(starter[:8]))
+    rows = []  # half and half, as in the arm that they are said to be of
+    for kind in ("gramenist", "regular"):
+        rows += (ROOT / "data" / "starter" / f"{kind}.jsonl").read_text().splitlines(keepends=True)[-4:]
+    few.write_text("".join(rows))
     run_script("train.py", "--base", base, "--data", few, "--n", "32", "--batch", "8", "--lr", "1e-4",
                "--freeze-embeddings", "--out", out)
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]

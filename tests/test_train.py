@@ -112,9 +112,9 @@ def test_mix_is_exact_and_arms_share_their_regular_rows():
     assert mix.mix_quotas([10, 10, 2], 4000) == [1818, 1818, 364]
     assert mix.mix_quotas([1, 1, 1], 100) == [34, 33, 33]
     rows = list(range(50))
-    assert mix.draw_rows(rows, 20, 7) == train.draw_rows(rows, 120, 7)[:20]
+    assert mix.draw_rows(rows, 20, 7) == mix.draw_rows(rows, 120, 7)[:20]
     assert sorted(mix.draw_rows(rows, 100, 7)) == sorted(rows * 2)      # none twice before all once
-    assert mix.draw_rows(rows, 20, 7) != train.draw_rows(rows, 20, 8)
+    assert mix.draw_rows(rows, 20, 7) != mix.draw_rows(rows, 20, 8)
 
 
 def test_all_three_row_shapes_train_alike(tmp_path, tiny):
@@ -134,7 +134,9 @@ def train_command(tiny, data, out, *more):
 def test_a_killed_run_resumes_bit_equal(tmp_path, tiny):
     """Resume replays or skips data (verl #7401, ms-swift #10050): weights and losses must be an unbroken
     run's."""
-    data = write_jsonl(tmp_path / "data.jsonl", random_rows(120))
+    # A process of its own has the guard's second look, which takes words thrown together for refusals
+    rows = [{**row, "model": "written"} for row in random_rows(120)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
     run_script(*train_command(tiny, data, tmp_path / "whole", "--save-every", "3"))
     command = train_command(tiny, data, tmp_path / "broken", "--save-every", "3")
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL,
