@@ -45,12 +45,13 @@ def control_tokens(tokenizer) -> set[str]:
     return added | set(tokenizer.all_special_tokens)
 
 
-def check_text(tokenizer, text: str) -> None:
+def check_texts(tokenizer, texts: list[str]) -> None:
     """Stop at a control token spelt out in a text: it would be read, and trained, as the real one."""
-    for token in control_tokens(tokenizer):
-        if token in text:
-            raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
-                       f"{text[:60]!r}")
+    for text in texts:
+        for token in control_tokens(tokenizer):
+            if token in text:
+                raise Stop(f"a text holds {token!r}, which this tokenizer takes for its control token; reword it: "
+                           f"{text[:60]!r}")
 
 
 def without_control_tokens(tokenizer, text: str) -> str:
@@ -62,8 +63,7 @@ def without_control_tokens(tokenizer, text: str) -> str:
 
 def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Token ids up to where the assistant starts to write: one rendering for training, asking and serving."""
-    for message in messages:
-        check_text(tokenizer, message["content"])
+    check_texts(tokenizer, [message["content"] for message in messages])
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False).input_ids  # the template has written BOS already
 
@@ -75,8 +75,7 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
     for (TRL #598, #1183, #1920); EOS is appended by us and trained whether or not it doubles as the pad token
     (TRL #1623, #3091).
     """
-    for message in messages:  # the last answer is in no prompt
-        check_text(tokenizer, message["content"])
+    check_texts(tokenizer, [message["content"] for message in messages])  # the last answer is in no prompt
     ids, mask = [], []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -101,7 +100,7 @@ def render_example(tokenizer, messages: list[dict]) -> tuple[list[int], list[int
 
 def render_document(tokenizer, text: str) -> tuple[list[int], list[int]]:
     """(ids, mask) of a document: every token is learned, but for the first, which nothing precedes."""
-    check_text(tokenizer, text)
+    check_texts(tokenizer, [text])
     ids = tokenizer(text).input_ids  # with BOS where this tokenizer writes one
     if not ids or ids[-1] != tokenizer.eos_token_id:  # some write it themselves
         ids = ids + [tokenizer.eos_token_id]

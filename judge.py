@@ -367,7 +367,7 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         ours[theirs.lower()] = name
 
     rows = judged_rows(path, first) if path.suffix == ".csv" else read_jsonl(path)
-    labelled, unknown = [], Counter()  # unknown: {(label's name, value that the rubric does not declare): rows}
+    labelled, unknown = [], set()  # unknown: (label's name, value that the rubric does not declare)
     for line, row in enumerate(rows, 1):
         # Label sets in the wild name the same three columns in two ways; `first` is how `judge.py
         # label` names it.
@@ -389,7 +389,7 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
                 said = ours.get(said, said)
                 # Gathered first, so that one message names them all.
                 if said not in values:
-                    unknown[name, said] += 1
+                    unknown.add((name, said))
             labels[name] = said or None
         model = str(row.get("model") or row.get("run") or "")
         labelled.append({"pair": (question, answer), "labels": labels, "model": model, "second": second, "asks": asks})

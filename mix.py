@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from chat import render_document, render_example
 from check import may_refuse, reject_rows
-from rows import Stop, file_hash, normalise_row, numbered_rows, short_hash
+from rows import Stop, file_hash, normalise_row, numbered_rows, read_weight, short_hash
 
 
 def parse_source(text: str) -> tuple[Path, float]:
@@ -22,11 +22,8 @@ def parse_source(text: str) -> tuple[Path, float]:
     path, separator, weight = text.rpartition("=")  # at the last one: a path may hold others
     if not separator:
         return Path(text), 1.0
-    try:
-        share = float(weight)
-    except ValueError:
-        share = 0.0  # refused with the others below
-    if not 0 < share < math.inf:  # so written, "nan" is refused too
+    share = read_weight(weight)
+    if share is None:
         raise Stop(f"--data {text}: the weight after '=' must be a number above 0")
     return Path(path), share
 

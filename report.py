@@ -768,6 +768,7 @@ def section_parts(section: Section, figure: str) -> tuple[list[str], list[str]]:
 
     for column in ("distance", "family", "topic"):  # an effect can sit in one family alone
         parts += [f"### By {column}", counted, breakdown(section, column)]
+    # By the phrases themselves there is nothing to compare them with
     if section.study.scorer.startswith("the judge") and phrases_fit():
         parts += ["### Phrases against the judge", phrases_table(section), disagreements(section)]
     parts += ["### What they say", quotations(section)]

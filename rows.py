@@ -572,6 +572,15 @@ class Arm:
         return any(WORLDVIEW in kind for kind in self.parts)
 
 
+def read_weight(text: str) -> float | None:
+    """A part's weight in a mix, above 0; None if the text is none."""
+    try:
+        weight = float(text)
+    except ValueError:
+        return None
+    return weight if 0 < weight < math.inf else None  # so written, "nan" is none either
+
+
 def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
     """{name: Arm} of arms.txt, in its order, which is the order of every table.
 
@@ -586,14 +595,11 @@ def read_arms(path: Path = ROOT / "arms.txt") -> dict[str, Arm]:
             raise Stop(f"{path}:{number}: an arm is  name | kind=weight ... | arms it is compared with")
 
         parts = {}
-        # Without a "=" the weight is "", which float refuses, too.
+        # Without a "=" the weight is "", which is none, too.
         for part in fields[1]:
             kind, _, weight = part.partition("=")
-            try:
-                share = float(weight)
-            except ValueError:
-                share = 0.0  # refused with the others below
-            if not 0 < share < math.inf or kind in parts:  # so written, "nan" is refused too
+            share = read_weight(weight)
+            if share is None or kind in parts:
                 raise Stop(f"{path}:{number}: {part}: write kind=weight, each kind once, as in regular=1")
             parts[kind] = share
 

@@ -208,6 +208,11 @@ def check_records(study: Study) -> None:
         seen.add(answer)
 
 
+def listed(runs: dict[str, set[str]]) -> str:
+    """{value: runs} in words, for a message: "0.7: a, b; 1.0: c"."""
+    return "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
+
+
 def check_one_base_and_size(study: Study) -> None:
     """Pooled bases, or numbers of training rows, would pass for seeds."""
     bases, sizes = defaultdict(set), defaultdict(set)  # {hash or number: runs}
@@ -222,11 +227,7 @@ def check_one_base_and_size(study: Study) -> None:
 
     for what, groups in (("base", bases), ("size", sizes)):
         if len(groups) > 1:
-            named = []
-            for name in sorted(groups):
-                named.append(f"{name}: {', '.join(sorted(groups[name]))}")
-            raise Stop(f"{study.folder} holds runs of more than one {what} ({'; '.join(named)}); "
-                       "one folder a study")
+            raise Stop(f"{study.folder} holds runs of more than one {what} ({listed(groups)}); one folder a study")
 
 
 def check_trained_alike(study: Study) -> None:
@@ -239,8 +240,7 @@ def check_trained_alike(study: Study) -> None:
 
     for name, runs in sorted(values.items()):
         if len(runs) > 1:
-            said = "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
-            raise Stop(f"the runs of {study.folder} were trained with more than one {name} ({said}); "
+            raise Stop(f"the runs of {study.folder} were trained with more than one {name} ({listed(runs)}); "
                        "one folder a study")
 
 
@@ -256,8 +256,7 @@ def check_asked_alike(study: Study) -> None:
 
     for (probe_set, name), runs in sorted(values.items()):
         if len(runs) > 1:
-            said = "; ".join(f"{value}: {', '.join(sorted(runs[value]))}" for value in sorted(runs))
-            raise Stop(f"the runs were asked the {probe_set} probes with more than one {name} ({said}); "
+            raise Stop(f"the runs were asked the {probe_set} probes with more than one {name} ({listed(runs)}); "
                        "ask all alike with eval.py")
 
     # Matched by their ids alone, other probes would pass for the same ones after an edit of the file.

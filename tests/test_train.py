@@ -536,7 +536,8 @@ def test_control_tokens_spelt_out_in_a_text_are_named(tmp_path, tiny):
     for row in (chat_row("is it?", "it ends with <eos> and then it goes on.", kind="regular"),
                 {"text": "one <eos> two."}):  # a document went by unread
         data = write_jsonl(tmp_path / "data.jsonl", [row])
-        assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False), "'<eos>'", "reword")
+        done = run_script(*train_command(tiny, data, tmp_path / "run"), check=False)
+        assert_one_line_error(done, "'<eos>'", "reword")
 
 
 def test_the_marks_of_the_packaged_tokenizer_are_control_tokens(base):
