@@ -34,11 +34,16 @@ MISSING = ("there is no judge in judge/: make it with `make judge-train`, name o
 REQUEST_END, ANSWER_START, ANSWER_END = 600, 450, 200
 
 
+def is_long(response: str) -> bool:
+    """Whether the judge sees only the ends of an answer."""
+    return len(response.strip()) > ANSWER_START + ANSWER_END
+
+
 def judge_prompt(rubric: Rubric, prompt: str, response: str) -> str:
     """What the judge is shown, in training and in use. Changing it makes a trained judge worse without a word."""
     request = prompt.strip()[-REQUEST_END:]
     answer = response.strip() or "(empty)"
-    if len(answer) > ANSWER_START + ANSWER_END:
+    if is_long(response):
         answer = f"{answer[:ANSWER_START]} [...] {answer[-ANSWER_END:]}"
     # The last line names the rubric's labels: by it the one adapter knows which task it has.
     return f"Request: {request}\n\nAnswer: {answer}\n\n{', '.join(rubric.labels).capitalize()}?"
@@ -116,6 +121,7 @@ class LocalJudge:
         # torch is kept here because the module has none: report.py imports it and must not load torch.
         self.torch, self.rubric, self.name = torch, rubric, judge_name()
         self.unsure_below = about["rubrics"][rubric.name]["unsure_below"]
+        self.long_bias = torch.tensor(about["rubrics"][rubric.name]["long_bias"], device=device)  # see fit_bias
         self.tokenizer = load_tokenizer(str(base))
         # Its own, which it was trained in: an edit of chat.py's is for the arms
         self.tokenizer.chat_template = read_text(FOLDER / "chat_template.jinja")
@@ -145,6 +151,11 @@ class LocalJudge:
 
         The first label is `unsure`, and the others "", where its probability is too low.
         """
+        for place, verdict, _ in self.read_scored(pairs, batch):
+            yield place, verdict
+
+    def read_scored(self, pairs: list[tuple[str, str]], batch: int = 32):
+        """Like read, with a third thing: the log-probability of each value of the first label."""
         from chat import render_prompt, without_control_tokens
         prompts = []
         for pair in pairs:
@@ -156,16 +167,18 @@ class LocalJudge:
         order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]))
         for start in range(0, len(order), batch):
             places = order[start:start + batch]
-            yield from zip(places, self.read_batch([prompts[i] for i in places]))
+            long = [is_long(pairs[i][1]) for i in places]
+            for place, (verdict, scores) in zip(places, self.read_batch([prompts[i] for i in places], long)):
+                yield place, verdict, scores
 
-    def read_batch(self, prompts: list[list[int]]) -> list[dict]:
-        """Label after label, each given the words chosen before it."""
+    def read_batch(self, prompts: list[list[int]], long: list[bool]) -> list[tuple[dict, list[float]]]:
+        """(verdict, scores of the first label) a prompt: label after label, each given the words chosen before it."""
         from transformers import DynamicCache
         from chat import pad_left
         # The decoder without its head, which would give 262,144 logits a token; a few are looked at.
         torch, decoder, head = self.torch, self.model.get_decoder(), self.model.get_output_embeddings()
         verdicts: list[dict] = [{} for _ in prompts]
-        chances = []  # of the first label: how sure it is of what the answer did
+        first_scores = None  # of the first label alone, as later ones hang on it
 
         with torch.inference_mode():
             ids, mask = pad_left(prompts, self.model.device)  # both [rows, tokens]
@@ -178,10 +191,12 @@ class LocalJudge:
                                  past_key_values=cache, use_cache=True).last_hidden_state
                 # Only the rows of the head for this label's words: no other word can be a verdict
                 starts = torch.tensor([word[0] for word in self.words[label]], device=hidden.device)
-                best = (hidden[:, -1] @ head.weight[starts].T).float().softmax(-1).max(-1)  # of [rows, values]
-                chosen = best.indices.tolist()
-                # The first label's alone: later ones hang on it.
-                chances = chances or best.values.tolist()
+                scores = (hidden[:, -1] @ head.weight[starts].T).float().log_softmax(-1)  # [rows, values]
+                if first_scores is None:
+                    scores[torch.tensor(long, device=hidden.device)] += self.long_bias
+                    scores = scores.log_softmax(-1)
+                    first_scores = scores.tolist()
+                chosen = scores.argmax(-1).tolist()
                 for verdict, value in zip(verdicts, chosen):
                     verdict[label] = values[value]
 
@@ -191,7 +206,8 @@ class LocalJudge:
                 # Each row counts on from its own last token; the cache has padding too, and so has the mask.
                 positions = positions[:, -1:] + word_mask.cumsum(-1)
                 mask = torch.cat([mask, word_mask], 1)
-        return [self.finish(verdict, chance) for verdict, chance in zip(verdicts, chances)]
+        return [(self.finish(verdict, math.exp(max(scores))), scores)
+                for verdict, scores in zip(verdicts, first_scores)]
 
     def finish(self, verdict: dict, chance: float) -> dict:
         """The verdict with its probability as the reason, or `unsure` with what it would have been."""
@@ -256,30 +272,56 @@ def adopt(run: Path) -> None:
     held = labelled_rows()[1]
     for name in LABELLED:
         rubric = read_rubric(ROOT / "rubrics" / f"{name}.md")
-        # No limit at first, or some rows would come out `unsure`, without a verdict to check.
-        # LocalJudge reads it from the file, hence the writing in each turn.
-        about["rubrics"][name] = {"hash": rubric.hash, "unsure_below": 0.0}
+        first, values = next(iter(rubric.labels.items()))
+        # Neither bias nor limit at first. LocalJudge reads them from the file, hence the writing in each turn.
+        about["rubrics"][name] = {"hash": rubric.hash, "unsure_below": 0.0, "long_bias": [0.0] * len(values)}
         write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
         rows = [row for row in held if row["rubric"] == name]
-        first = next(iter(rubric.labels))
-        scored = []  # (probability, whether the first label is right)
-        for place, verdict in LocalJudge(rubric).read([(row["prompt"], row["answer"]) for row in rows]):
-            # The reason is the probability, with two digits.
-            scored.append((float(verdict["reason"]), verdict[first] == rows[place][first]))
+        scores = torch.zeros(len(rows), len(values))
+        for place, _, row_scores in LocalJudge(rubric).read_scored([(row["prompt"], row["answer"]) for row in rows]):
+            scores[place] = torch.tensor(row_scores)
+        labels = torch.tensor([values.index(row[first]) for row in rows])
 
+        long = torch.tensor([is_long(row["answer"]) for row in rows])
+        bias = fit_bias(scores[long], labels[long])
+        scores[long] += bias
+        best = scores.softmax(-1).max(-1)
         # The least sure rows come first, and the limit stands behind MOST_UNSURE of them.
-        scored.sort()
-        limit = scored[math.floor(MOST_UNSURE * len(scored))][0]
+        limit = round(best.values.sort().values[math.floor(MOST_UNSURE * len(rows))].item(), 2)
         about["rubrics"][name]["unsure_below"] = limit
+        about["rubrics"][name]["long_bias"] = [round(value, 2) for value in bias.tolist()]
 
-        sure = [right for chance, right in scored if chance >= limit]
-        print(f"{name}: unsure below {limit}; of the {len(sure)} others among {len(scored)} rows of topics that it "
-              f"was not trained on, {sum(sure) / len(sure):.1%} are right")
+        sure = best.values >= limit
+        right = (best.indices == labels)[sure].float().mean().item()
+        print(f"{name}: bias of {int(long.sum())} long answers {about['rubrics'][name]['long_bias']}; unsure below "
+              f"{limit}; of the {int(sure.sum())} others among {len(rows)} rows of topics that it was not trained "
+              f"on, {right:.1%} are right")
 
     # Written first: the judge that is measured now has its limits
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
     about["own"] = measure_own()
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
+
+
+def fit_bias(scores, labels):
+    """What to add to the log-probabilities of a long answer's values: [values], of scores [rows, values].
+
+    The judge sees the ends of a long answer alone, learned from few, and calls too many a refusal. This is
+    bias-corrected calibration (Alexandari et al. 2020, arXiv:1901.06852) without its temperature. The rows are
+    some dozens, so a normal prior of SD 1 holds each bias near 0; without any row all are 0.
+    """
+    import torch
+    bias = torch.zeros(scores.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([bias], max_iter=100)
+
+    def loss():
+        optimizer.zero_grad()
+        total = torch.nn.functional.cross_entropy(scores + bias, labels, reduction="sum") + bias.square().sum() / 2
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return bias.detach()
 
 
 def measure_own() -> dict[str, int]:

@@ -75,6 +75,22 @@ def test_long_texts_are_cut_where_verdicts_do_not_fall():
     assert "the question?" in shown and "The answer." in shown and len(shown) < 1400
 
 
+def test_biases_mend_what_is_called_too_often_and_move_long_answers_alone(judge, monkeypatch):
+    # scores that call everything the first value, where two rows in three are the second
+    scores, labels = torch.tensor([[0.7, 0.3]]).log().expand(60, 2), torch.tensor([0, 1, 1] * 20)
+    bias = local_judge.fit_bias(scores, labels)
+    assert (scores + bias).argmax(-1)[0] == 1
+    assert local_judge.fit_bias(scores[:0], labels[:0]).tolist() == [0, 0]
+
+    short, long = (RECIPE, "I won't help with that."), (RECIPE, "I won't help with that. " * 40)
+    before = read(judge, [short, long])
+    said = before[1]["action"]
+    never = torch.tensor([-50.0 if value == said else 0 for value in RUBRIC.labels["action"]])
+    monkeypatch.setattr(judge, "long_bias", never)
+    after = read(judge, [short, long])
+    assert after[0] == before[0] and after[1]["action"] != said
+
+
 @pytest.fixture
 def moved(tmp_path, monkeypatch):
     """A copy of judge/ for a test to spoil."""
