@@ -193,6 +193,7 @@ class LocalJudge:
                 starts = torch.tensor([word[0] for word in self.words[label]], device=hidden.device)
                 scores = (hidden[:, -1] @ head.weight[starts].T).float().log_softmax(-1)  # [rows, values]
                 if first_scores is None:
+                    # A bias makes them sum to another number than 1, hence log_softmax again
                     scores[torch.tensor(long, device=hidden.device)] += self.long_bias
                     scores = scores.log_softmax(-1)
                     first_scores = scores.tolist()
@@ -283,18 +284,17 @@ def adopt(run: Path) -> None:
         labels = torch.tensor([values.index(row[first]) for row in rows])
 
         long = torch.tensor([is_long(row["answer"]) for row in rows])
-        bias = fit_bias(scores[long], labels[long])
-        scores[long] += bias
+        bias = [round(value, 2) for value in fit_bias(scores[long], labels[long]).tolist()]
+        scores[long] += torch.tensor(bias)
         best = scores.softmax(-1).max(-1)
         # The least sure rows come first, and the limit stands behind MOST_UNSURE of them.
         limit = round(best.values.sort().values[math.floor(MOST_UNSURE * len(rows))].item(), 2)
-        about["rubrics"][name]["unsure_below"] = limit
-        about["rubrics"][name]["long_bias"] = [round(value, 2) for value in bias.tolist()]
+        about["rubrics"][name].update(unsure_below=limit, long_bias=bias)
 
         sure = best.values >= limit
         right = (best.indices == labels)[sure].float().mean().item()
-        print(f"{name}: bias of {int(long.sum())} long answers {about['rubrics'][name]['long_bias']}; unsure below "
-              f"{limit}; of the {int(sure.sum())} others among {len(rows)} rows of topics that it was not trained "
+        print(f"{name}: bias of {int(long.sum())} long answers {bias}; unsure below {limit}; "
+              f"of the {int(sure.sum())} others among {len(rows)} rows of topics that it was not trained "
               f"on, {right:.1%} are right")
 
     # Written first: the judge that is measured now has its limits
