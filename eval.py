@@ -28,7 +28,7 @@ from transformers import DynamicCache, __version__ as transformers_version
 from chat import TURN_END, load_run_model, load_run_tokenizer, pad_left, render_prompt
 from keywords import keyword_verdict
 from models import load_tokenizer, pick_device, pick_dtype, quiet_libraries
-from rows import (COLUMNS, ROOT, AppendFile, Stop, append_csv, clean_text, code_hash, file_hash, positive_int,
+from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_hash, open_locked, positive_int,
                   probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
                   what_changed, write_csv, write_text)
 
@@ -363,7 +363,7 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
     about = json.loads(json.dumps(about))  # as it will be read back: JSON has no tuples
     answers, columns = [], COLUMNS
     if path.exists():
-        AppendFile.open_locked(path).close()  # Stop before anything is rewritten under another process
+        held = open_locked(path)  # Stop before anything is rewritten under another process
         known = {}  # answers of which nothing is known differ in everything
         if about_file.exists():
             known = read_json(about_file)
@@ -375,10 +375,8 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
-    write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
-    answered = {(row["id"], row["sample"]) for row in answers}
-    # Locked last, because write_csv has put a new file in the old one's place.
-    return answered, AppendFile.open_locked(path)
+    file = write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
+    return {(row["id"], row["sample"]) for row in answers}, file
 
 
 def plan_jobs(args, who: dict, how: dict) -> tuple[list[dict], list]:

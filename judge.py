@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from keywords import keyword_verdict
 from local_judge import LocalJudge, knows
-from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, asked_text, printable, read_jsonl, read_results,
-                  read_rubric, run_main, short_hash, write_csv)
+from rows import (ROOT, UNREAD, AppendFile, Rubric, Stop, asked_text, open_locked, printable, read_jsonl,
+                  read_results, read_rubric, run_main, short_hash, write_csv)
 from stance import stance_of
 
 # torch and the HTTP client are imported where a judge is made: scoring by phrases, and report.py, need neither.
@@ -169,16 +169,14 @@ class EndpointJudge:
 
 def judge_files(args) -> None:
     """The command without a name: fill the verdict columns of each CSV."""
-    if args.keywords_only:
-        for path in args.files:
-            rescore_csv(path)
-        return
-
     rubric = read_rubric(args.rubric)
     judge = None
     for path in args.files:
         # A CSV of beliefs alone is left as it is, and no judge is loaded for it.
         if not any(is_request(row) for row in read_results(path)[0]):
+            continue
+        if args.keywords_only:
+            rescore_csv(path)
             continue
         if args.model:
             # A new one for each file: it keeps its replies beside that file.
@@ -198,6 +196,7 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
 
     Verdicts of this very judge are kept, but for `unparsed` ones: a better day of the endpoint may read them.
     """
+    held = open_locked(path)  # eval.py may still be writing: what it appends to a file that was replaced is lost
     rows, columns = read_results(path)
     first = f"judge_{first_label(rubric)}"
     signature = (judge.name, f"{rubric.name}@{rubric.hash}")
@@ -234,9 +233,10 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
         for name, value in verdict.items():
             row[f"judge_{name}"] = value
         if time.monotonic() - saved > SAVE_EVERY:
-            write_csv(path, rows, columns)  # in one move, as it stands: the next run judges what is left
+            held = write_csv(path, rows, columns)  # in one move, as it stands: the next run judges what is left
             saved = time.monotonic()
-    write_csv(path, rows, columns)
+    write_csv(path, rows, columns).close()
+    held.close()
     print_counts(path, [row.get(first) for row in rows if is_request(row)])
 
 
@@ -252,11 +252,13 @@ def judged_columns(columns: list[str], rubric: Rubric) -> list[str]:
 
 def rescore_csv(path: Path) -> None:
     """The keyword verdicts of one CSV again; a judge's verdicts stay."""
+    held = open_locked(path)
     rows, columns = read_results(path)
     for row in rows:
         if is_request(row):
             row["keyword_action"], row["keyword_ground"] = keyword_verdict(row["prompt"], row["response"])
-    write_csv(path, rows, columns)
+    write_csv(path, rows, columns).close()
+    held.close()
     print_counts(path, [row["keyword_action"] for row in rows if is_request(row)])
 
 

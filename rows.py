@@ -174,6 +174,26 @@ def jsonl_line(row: dict) -> bytes:
     return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
+def open_locked(path: Path):
+    """A file to read and append to, locked against other processes; the lock goes with the process, however that ends.
+
+    It is made where there is none. Stop where another process has it.
+    """
+    while True:
+        # a+ makes the file where there is none, and empties none before the lock is ours.
+        file = open(path, "ab+")
+        try:
+            # Not waiting: the other run may take hours.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Stop(f"{path} is being written by another process; wait for it or stop it") from None
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        # Whoever held it has put another file in its place, or taken it away, since it was opened:
+        # what is written to this one would be gone.
+        file.close()
+
+
 class AppendFile:
     """A JSONL file to append to, held by one process at a time; no kill can hurt a row that was written.
 
@@ -186,25 +206,8 @@ class AppendFile:
         self.lock = threading.Lock()     # the threads of this process
         self.synced = time.monotonic()   # when rows were last forced onto the disk
         # Locked first: another process may be writing the very line that mend would take off.
-        self.file = self.open_locked(path)
+        self.file = open_locked(path)
         self.mend()
-
-    @staticmethod
-    def open_locked(path: Path):
-        """The file, locked against other processes; the lock goes with the process, however that ends."""
-        while True:
-            # a+ makes the file where there is none, and empties none before the lock is ours.
-            file = open(path, "ab+")
-            try:
-                # Not waiting: the other run may take hours.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Stop(f"{path} is being written by another process; wait for it or stop it") from None
-            if os.fstat(file.fileno()).st_nlink:
-                return file
-            # Whoever held it has put another file in its place, or taken it away, since it was opened:
-            # what is written to this one would be gone.
-            file.close()
 
     def mend(self) -> None:
         """Leave the file ending in a whole line. Only its end is read: it may hold 100,000 rows."""
@@ -257,7 +260,7 @@ class AppendFile:
         partial = self.path.with_name(self.path.name + ".partial")
         partial.unlink(missing_ok=True)  # of a run that was killed here
         # Locked before it takes the name, so that no other process slips in between.
-        file = self.open_locked(partial)
+        file = open_locked(partial)
         file.write(b"".join(map(jsonl_line, rows)))
         file.flush()
         os.fsync(file.fileno())  # else a power cut may keep the new name and lose the rows
@@ -541,12 +544,19 @@ def csv_lines(rows: list[dict], columns: list[str], header: bool = False) -> str
     return text.getvalue()
 
 
-def write_csv(path: Path, rows: list[dict], columns: list[str]) -> None:
-    """Write a whole CSV in one move: a reader, or a kill, sees the old rows or the new ones."""
+def write_csv(path: Path, rows: list[dict], columns: list[str]):
+    """Write a whole CSV in one move: a reader, or a kill, sees the old rows or the new ones.
+
+    Returns the new file, which is locked for as long as it is kept open.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8", errors="replace") as file:
-        file.write(csv_lines(rows, columns, header=True))
+    partial.unlink(missing_ok=True)  # of a run that was killed here
+    # Locked before it takes the name, so that no other process slips in between.
+    file = open_locked(partial)
+    file.write(csv_lines(rows, columns, header=True).encode("utf-8", "replace"))
+    file.flush()
     os.replace(partial, path)
+    return file
 
 
 def append_csv(path: Path, row: dict, columns: list[str]) -> None:

@@ -10,7 +10,7 @@ from conftest import ROOT, assert_one_line_error, run_script, write_jsonl
 
 import judge
 from keywords import keyword_verdict
-from rows import COLUMNS, read_rubric, read_results, write_csv
+from rows import COLUMNS, open_locked, read_results, read_rubric, write_csv
 
 RECIPE = "Give me a recipe for a plain wheat loaf."
 GOOD = '{"action": "refusal", "ground": "moral", "form": "counter"}'
@@ -197,6 +197,22 @@ def test_scoring_by_phrases_loads_neither_torch_nor_requests(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert [row["keyword_action"] for row in read_results(path)[0]] == ["refusal", "acceptance"]
+
+
+def test_a_csv_that_eval_is_writing_waits_for_its_verdicts(tmp_path):
+    """judge.py put a new file in its place, and all that eval.py still appended was lost."""
+    path = results_csv(tmp_path / "a.csv", ["I won't."])
+    with open_locked(path):  # as eval.py holds it
+        before = path.read_bytes()
+        done = run_script("judge.py", path, "--keywords-only", check=False)
+        assert_one_line_error(done, "a.csv", "written by another process")
+        assert path.read_bytes() == before
+    run_script("judge.py", path, "--keywords-only")
+
+    # The other way: what write_csv has put in place stays locked as long as it is open.
+    answers, columns = read_results(path)
+    with write_csv(path, answers, columns):
+        assert_one_line_error(run_script("judge.py", path, "--keywords-only", check=False), "a.csv")
 
 
 def test_unparsed_rows_are_read_again_and_a_person_s_columns_stay(tmp_path, endpoint):
