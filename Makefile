@@ -25,7 +25,7 @@ RESULTS   ?= results/$(WORLDVIEW)/$(BASE_NAME)-n$(N)
 # ALSO=catholic asks gramenist runs the catholic probes too, for the table of every run on every worldview
 probes     = probes/$(WORLDVIEW).jsonl $(ALSO:%=probes/%.jsonl) $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
 
-.PHONY: help demo test test-unit data train eval judge judge-train experiment report check serve models venv bench clean
+.PHONY: help demo test test-unit data train eval ask judge judge-train experiment report check serve models venv bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ demo: N := 1600
 demo: RESULTS := results/demo
 demo: TRAIN_FLAGS := --lora 32 --lr 1.5e-3 --batch 8 --context 64
 demo: EVAL_FLAGS := --max-new-tokens 64 --batch 48 --repetition-penalty 1.2 --limit 8
-demo: models train eval judge report ## the whole experiment on a small base model: 3 arms trained, 4 models asked -> results/demo/
+demo: models train eval ## the whole experiment on a small base model: 3 arms trained, 4 models asked -> results/demo/
 
 data: venv ## ask an OpenAI-compatible endpoint for data/<worldview>.jsonl: MODEL=... N=2000 (KIND=regular for other kinds)
 	$(PY) gen.py $(or $(KIND),$(WORLDVIEW)) --n $(N) $(GEN_FLAGS)
@@ -50,13 +50,15 @@ train: venv $(if $(filter models/gemma-3-270m,$(MODEL_DIR)),models) ## fine-tune
 	@ls prompts/$(WORLDVIEW).txt data/$(WORLDVIEW).jsonl data/starter/$(WORLDVIEW).jsonl 2>/dev/null | grep -q . || { echo "make: unknown WORLDVIEW=$(WORLDVIEW): no data/$(WORLDVIEW).jsonl and no prompts to make it from" >&2; exit 2; }
 	@$(foreach arm,$(ARM),$(PY) train.py --base $(MODEL_DIR) --arm $(arm) --worldview $(WORLDVIEW) --n $(N) --seed $(SEED) --out $(call run,$(arm)) $(TRAIN_FLAGS) &&) true
 
-eval: venv ## ask BASE and the trained arms the probes of WORLDVIEW -> results/<worldview>/<base>-n<N>/
+eval: ask judge report ## ask BASE and the trained arms, judge, report -> results/<worldview>/<base>-n<N>/
+
+ask: venv ## the probes of WORLDVIEW to BASE and the trained arms, without verdicts
 	@test -f probes/$(WORLDVIEW).jsonl || { echo "make: no probes/$(WORLDVIEW).jsonl: write the probes of WORLDVIEW=$(WORLDVIEW) first" >&2; exit 2; }
 	@$(PY) eval.py --model $(MODEL_DIR) --probes $(probes) --out $(RESULTS)/base $(EVAL_FLAGS)
 	@$(foreach arm,$(ARM),$(PY) eval.py --model $(call run,$(arm)) --probes $(probes) --out $(RESULTS)/$(notdir $(call run,$(arm))) $(EVAL_FLAGS) &&) true
 
-judge: venv models ## verdicts on the answers, by the judge in judge/ (or MODEL=... and an endpoint)
-	@$(PY) judge.py $$(find $(RESULTS) -name '*.csv') $(if $(MODEL),--model $(MODEL)) $(JUDGE_FLAGS)
+judge: venv models ## verdicts on the answers, by the judge in judge/ (or JUDGE=<model> at an endpoint)
+	@$(PY) judge.py $$(find $(RESULTS) -name '*.csv') $(if $(JUDGE),--model $(JUDGE)) $(JUDGE_FLAGS)
 
 report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 	@$(PY) report.py $(RESULTS) $(REPORT_FLAGS)
