@@ -21,7 +21,8 @@ from rows import (ROOT, Rubric, Stop, file_hash, read_jsonl, read_rubric, read_t
 
 FOLDER = ROOT / "judge"
 OWN = "own-test.jsonl"  # in data/judge/: answers of this project's models, labelled blind, never trained on
-LABELLED = {"refusal": ("train.jsonl", "own.jsonl"), "stance": ("stance.jsonl",)}  # rubric -> rows in data/judge/
+# {rubric: {rows in data/judge/: how often a pass shows them}}. Answers of this project's models are what it is for, and few
+LABELLED = {"refusal": {"train.jsonl": 1, "own.jsonl": 2}, "stance": {"stance.jsonl": 1}}
 # Share of the topics that are not trained on: their rows say below which probability a verdict is `unsure`
 CALIBRATION = 0.08
 MOST_UNSURE = 0.03  # share of the calibration rows that may come out so
@@ -225,11 +226,14 @@ def labelled_rows() -> tuple[list[dict], list[dict]]:
     """(rows to train on, rows to calibrate on) of data/judge/, each with its `rubric`; no topic is in both."""
     rows, apart = [], []
     for name, files in LABELLED.items():
-        for file in files:
+        for file, times in files.items():
             for row in read_jsonl(ROOT / "data" / "judge" / file):
+                row["rubric"] = name
                 # By a hash of the topic, so that new rows move no old topic to the other side.
-                held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
-                (apart if held else rows).append({**row, "rubric": name})
+                if int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32:  # eight hex digits are 32 bits
+                    apart.append(row)
+                else:
+                    rows += [row] * times
     return rows, apart
 
 
