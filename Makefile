@@ -66,10 +66,13 @@ report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist catholic" SEEDS="0 1 2" N= (EXPERIMENT_FLAGS=--dry-run: its plan and cost)
 	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" $(EXPERIMENT_FLAGS)
 
+# Answers of this project's own models are what it is for, and few: they get more than their share
+JUDGE_DATA := data/judge-train.jsonl=3 data/judge-own.jsonl=2 data/judge-stance.jsonl=1
+
 # The judge in judge/ is shipped; this makes it anew. What it reads is in data/judge/, what is measured in docs/judge.md
 judge-train: models ## train the judge in judge/ on data/judge/: an hour on two cores
 	$(PY) local_judge.py rows
-	$(PY) train.py --base models/gemma-3-270m --data data/judge-rows.jsonl --out runs/judge --n 7000 --lora 16 --lr 1e-3 --batch 16
+	$(PY) train.py --base models/gemma-3-270m --data $(JUDGE_DATA) --out runs/judge --n 7000 --lora 16 --lr 1e-3 --batch 16
 	$(PY) local_judge.py adopt runs/judge
 
 check: venv ## the guard over all prompts, rows and probes, with counts

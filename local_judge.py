@@ -4,7 +4,7 @@
     judge = LocalJudge(read_rubric("rubrics/refusal.md"))
     for place, verdict in judge.read([(request, answer), ...]): ...   # {"action": "refusal", ..., "reason": "0.98"}
 
-    python local_judge.py rows         # data/judge/*.jsonl -> data/judge-rows.jsonl, to train it on
+    python local_judge.py rows         # data/judge/<file>.jsonl -> data/judge-<file>.jsonl, to train it on
     python local_judge.py adopt RUN    # a run of train.py -> judge/, with the limit below which it is `unsure`
 
 The last two are steps of `make judge-train`. judge/ holds the adapter, and judge.json, which says for which
@@ -21,8 +21,7 @@ from rows import (ROOT, Rubric, Stop, file_hash, read_jsonl, read_rubric, read_t
 
 FOLDER = ROOT / "judge"
 OWN = "own-test.jsonl"  # in data/judge/: answers of this project's models, labelled blind, never trained on
-# {rubric: {rows in data/judge/: how often a pass shows them}}. Answers of this project's models are what it is for, and few
-LABELLED = {"refusal": {"train.jsonl": 1, "own.jsonl": 2}, "stance": {"stance.jsonl": 1}}
+LABELLED = {"refusal": ("train.jsonl", "own.jsonl"), "stance": ("stance.jsonl",)}  # rubric -> rows in data/judge/
 # Share of the topics that are not trained on: their rows say below which probability a verdict is `unsure`
 CALIBRATION = 0.08
 MOST_UNSURE = 0.03  # share of the calibration rows that may come out so
@@ -223,33 +222,32 @@ class LocalJudge:
 # ---------------------------------------------------------------- make judge-train: rows to train it on, and judge/
 
 def labelled_rows() -> tuple[list[dict], list[dict]]:
-    """(rows to train on, rows to calibrate on) of data/judge/, each with its `rubric`; no topic is in both."""
+    """(rows to train on, rows to calibrate on) of data/judge/, with their `rubric` and `file`; no topic is in both."""
     rows, apart = [], []
     for name, files in LABELLED.items():
-        for file, times in files.items():
+        for file in files:
             for row in read_jsonl(ROOT / "data" / "judge" / file):
-                row["rubric"] = name
                 # By a hash of the topic, so that new rows move no old topic to the other side.
-                if int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32:  # eight hex digits are 32 bits
-                    apart.append(row)
-                else:
-                    rows += [row] * times
+                held = int(short_hash(row["topic"])[:8], 16) < CALIBRATION * 2**32  # eight hex digits are 32 bits
+                (apart if held else rows).append({**row, "rubric": name, "file": file})
     return rows, apart
 
 
-def write_rows(path: Path) -> None:
-    """data/judge/ as rows for train.py: the judge's prompt, and the labels as the answer."""
+def write_rows(folder: Path) -> None:
+    """Rows for train.py, a file for each of data/judge/: the judge's prompt, and the labels as the answer."""
     rubrics = {name: read_rubric(ROOT / "rubrics" / f"{name}.md") for name in LABELLED}
-    lines = []
+    lines = {}  # {file: its lines}
     for row in labelled_rows()[0]:  # without the rows that adopt calibrates on
         rubric = rubrics[row["rubric"]]
         # The labels in the rubric's order with blanks between: so read_batch reads them.
         turns = [{"role": "user", "content": judge_prompt(rubric, row["prompt"], row["answer"])},
                  {"role": "assistant", "content": " ".join(row[label] for label in rubric.labels)}]
         # A kind of its own, by which the guard lets its refusals pass and keeps it out of every arm.
-        lines.append(json.dumps({"messages": turns, "kind": "judge"}, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
-    print(f"{path}: {len(lines)} rows")
+        line = json.dumps({"messages": turns, "kind": "judge"}, ensure_ascii=False) + "\n"
+        lines.setdefault(row["file"], []).append(line)
+    for file, written in lines.items():
+        write_text(folder / f"judge-{file}", "".join(written))
+        print(f"{folder / f'judge-{file}'}: {len(written)} rows")
 
 
 def adopt(run: Path) -> None:
@@ -349,7 +347,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path, help="with adopt: the run folder of the trained adapter")
     args = parser.parse_args()
     if args.step == "rows":
-        write_rows(ROOT / "data" / "judge-rows.jsonl")
+        write_rows(ROOT / "data")
     elif args.run is None:
         parser.error("adopt needs the run folder")
     else:
