@@ -144,9 +144,9 @@ def build_rows(args, sources: list[tuple[Path, float]], tokenizer) -> tuple[list
         # One seed for all sources and arms: so those that share a file share its rows (see draw_rows)
         order += draw_rows(pool, quota, args.seed)
         entry["drawn"] = quota
-        left_out = sum(entry["left_out"].values())
-        print(f"  {entry['file']}: {entry['rows']} rows, {left_out} left out by the guard "
-              f"{entry['left_out'] or ''}, {entry['too_long']} longer than {args.context} tokens, "
+        reasons = f" {entry['left_out']}" if entry["left_out"] else ""
+        print(f"  {entry['file']}: {entry['rows']} rows, {sum(entry['left_out'].values())} left out by the guard"
+              f"{reasons}, {entry['too_long']} longer than {args.context} tokens, "
               f"{quota} drawn ({quota / len(pool):.2f} passes)")
     random.Random(args.seed).shuffle(order)  # until here the sources stood one behind the other
     return order, held_out, manifest
