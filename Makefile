@@ -64,7 +64,7 @@ report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 	@$(PY) report.py $(RESULTS) $(REPORT_FLAGS)
 
 experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist catholic" SEEDS="0 1 2" N= (EXPERIMENT_FLAGS=--dry-run: its plan and cost)
-	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" $(EXPERIMENT_FLAGS)
+	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" --judge-flags="$(if $(JUDGE),--model $(JUDGE)) $(JUDGE_FLAGS)" $(EXPERIMENT_FLAGS)
 
 # Answers of this project's own models are what it is for, and few: they get more than their share
 JUDGE_DATA := data/judge-train.jsonl=3 data/judge-own.jsonl=2 data/judge-stance.jsonl=1

@@ -302,8 +302,16 @@ JUDGED = ROOT / "data" / "judged.txt"  # lines of: key fault-or-"-"
 REFUSAL = ROOT / "rubrics" / "refusal.md"
 
 
-def second_judge() -> str:
-    """Name of the judge that takes the second look; "" where there is none."""
+def needs_second_look(row: dict) -> bool:
+    """Whether the judge reads a row: what a person wrote (as in the starter corpus) is looked at by phrases alone."""
+    # Explicit rows refuse by design, and the judge's rows quote refusals.
+    return row.get("model") != "written" and not may_refuse(row.get("kind") or "")
+
+
+def second_judge(paths: list[Path]) -> str:
+    """Name of the judge that takes the second look at these files; "" where there is none, or no row for it."""
+    if not any(needs_second_look(row) for path in paths for row in read_rows(path)):
+        return ""
     try:
         read_about(read_rubric(REFUSAL))  # a judge without its base, or under an edited rubric, reads nothing
         return judge_name()
@@ -370,19 +378,14 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
 
 
 def second_faults(rows: list[dict]) -> list[str]:
-    """For each row the first fault that the judge sees in one of its answers, or "".
-
-    Rows that a person wrote (their "model" is "written", as in the starter corpus) are looked at by phrases alone.
-    """
+    """For each row the first fault that the judge sees in one of its answers, or ""."""
     # owners: the place of the row that each exchange comes from.
     exchanges, owners = [], []
     for place, row in enumerate(rows):
-        kind = row.get("kind") or ""
-        # Explicit rows refuse by design, and the judge's rows quote refusals.
-        if row.get("model") != "written" and not may_refuse(kind):
+        if needs_second_look(row):
             # A document has no turns: the phrases alone have read it.
             for question, answer in question_and_answer_turns(row.get("messages", [])):
-                exchanges.append((question, answer, kind))
+                exchanges.append((question, answer, row.get("kind") or ""))
                 owners.append(place)
     faults = [""] * len(rows)
     # Of several faults in a row the first stands.

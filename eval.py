@@ -18,6 +18,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -361,9 +362,10 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
     """
     about_file = Path(f"{path}.json")
     about = json.loads(json.dumps(about))  # as it will be read back: JSON has no tuples
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = open_locked(path)  # makes it, too; Stop before anything is rewritten under another process
     answers, columns = [], COLUMNS
-    if path.exists():
-        held = open_locked(path)  # Stop before anything is rewritten under another process
+    if path.stat().st_size:
         known = {}  # answers of which nothing is known differ in everything
         if about_file.exists():
             known = read_json(about_file)
@@ -373,9 +375,9 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
                        "delete it or give another --out")
         answers, columns = read_csv(path)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(about_file, json.dumps(about, indent=2) + "\n")  # first: no answer without its record
     file = write_csv(path, answers, columns or COLUMNS)  # also mends a torn end
+    held.close()
     return {(row["id"], row["sample"]) for row in answers}, file
 
 
@@ -464,10 +466,9 @@ def parse_args(argv=None):
 def share_plan(jobs: list[dict], dtype: torch.dtype, rank: int, ranks: int) -> tuple[list[dict], torch.dtype]:
     """(this process's jobs, the number format), as the first process has planned; all append to the same files."""
     shared = [jobs, dtype]
-    torch.distributed.init_process_group("gloo")  # these are Python objects: no GPU is needed to send them
+    # These are Python objects: no GPU is needed to send them. One process may answer for hours after another
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     torch.distributed.broadcast_object_list(shared)
-    torch.distributed.barrier()  # none leaves while another still receives
-    torch.distributed.destroy_process_group()
     jobs, dtype = shared
     return jobs[rank::ranks], dtype  # by turns, so that each has some of every probe set
 
@@ -514,17 +515,16 @@ def main() -> None:
     if ranks > 1:
         jobs, dtype = share_plan(jobs, dtype, rank, ranks)
 
+    # ------------------------------------------------------------ answers
     if not jobs:
         print(f"{args.out}: every probe is answered already")
-        return
-
-    # ------------------------------------------------------------ answers
-    if args.endpoint:
-        answers = answer_by_endpoint(jobs, args)
+    elif args.endpoint:
+        write_answers(answer_by_endpoint(jobs, args), jobs, who, is_first=rank == 0)
     else:
         model = load_checked(args.model, dtype, device)
-        answers = answer_here(model, tokenizer, jobs, args)
-    write_answers(answers, jobs, who, is_first=rank == 0)
+        write_answers(answer_here(model, tokenizer, jobs, args), jobs, who, is_first=rank == 0)
+    if ranks > 1:
+        torch.distributed.barrier()  # the first process holds the locks until all have written
     for file in locked:
         file.close()
     if ranks > 1:

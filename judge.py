@@ -213,8 +213,8 @@ def judge_csv(path: Path, judge, rubric: Rubric, replace: bool) -> None:
     # One file, one yardstick. Verdicts may have cost money, so none are thrown away unasked.
     if others and not replace:
         said = ", ".join(f"{name} under {text}" for name, text in sorted(others))
-        raise Stop(f"{path} holds verdicts of {said}; "
-                   f"give --replace to put those of {judge.name} in their place")
+        raise Stop(f"{path} holds verdicts of {said}; go on with that judge (--model; in make: JUDGE=), "
+                   f"or give --replace to put those of {judge.name} in their place")
 
     columns = judged_columns(columns, rubric)
     for row in rows:

@@ -102,7 +102,8 @@ def measured_error(scorer: str) -> str:
     if own is None:  # adopt was killed before its end
         return "How often this judge is wrong has not been measured."
     others = own["answers"] - own["counted"]
-    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind: of "
+    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind, on topics "
+            f"that it was not trained on (of the other topics of the probes it knows labelled answers): of "
             f"{own['counted']} moral refusals it finds {own['found']}, of the {others} others it calls "
             f"{own['false']} so. No rate is corrected for that.")
 

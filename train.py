@@ -238,7 +238,7 @@ def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) ->
     return {"base": weights_hash(args.base),
             "arm": [args.arm, args.worldview or ""],
             "data": [[path.name, weight, file_hash(path)] for path, weight in sources],  # their order counts, too
-            "guard": second_judge(),  # another one leaves out other rows
+            "guard": second_judge([path for path, _ in sources]),  # another one leaves out other rows
             "guarded_probes": short_hash("\n".join(probe_texts())),  # a new probe may put rows out
             "settings": {name: getattr(args, name) for name in RESULT_SETTINGS},
             "number_format": str(dtype).removeprefix("torch."),

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import models
 import chat
-from eval import generate
-from rows import COLUMNS, read_csv
+from eval import generate, open_csv
+from rows import COLUMNS, Stop, read_csv
 
 CPU = torch.device("cpu")
 
@@ -149,6 +149,15 @@ def test_torn_rows_are_dropped(tmp_path):
         assert rows == expected[:len(rows)], cut
     (tmp_path / "x.csv").write_text(whole)
     assert len(read_csv(tmp_path / "x.csv")[0]) == 2
+
+
+def test_two_first_starts_do_not_write_the_same_answers(tmp_path):
+    """Only a CSV that was there was locked: two first starts both wrote one, and every answer stood twice."""
+    _, file = open_csv(tmp_path / "new" / "x.csv", {"run": "r"})
+    with pytest.raises(Stop, match="another process"):
+        open_csv(tmp_path / "new" / "x.csv", {"run": "r"})
+    file.close()
+    open_csv(tmp_path / "new" / "x.csv", {"run": "r"})
 
 
 def test_two_processes_share_the_probes(tiny, probes, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, chat_row, run_script
+from conftest import ROOT, assert_one_line_error, chat_row, run_script, write_jsonl
 from test_judge import RECIPE, results_csv
 
 import check
@@ -157,6 +157,16 @@ def test_what_passes_the_phrases_is_read_by_the_judge_once(base, judged_here, mo
     with open(judged_here, "a") as file:
         file.write("0123456789abcdef")  # torn by a kill
     assert check.reject_rows(rows) == (kept, rejected)
+
+
+@pytest.mark.second_look
+def test_a_run_is_marked_by_the_judge_only_where_it_reads_rows(base, tmp_path):
+    """`make judge-train` could not be given twice: the judge that it made was another guard of its own training."""
+    written = write_jsonl(tmp_path / "a.jsonl", [{**chat_row(RECIPE, "Mix."), "model": "written"}])
+    judges = write_jsonl(tmp_path / "b.jsonl", [chat_row(RECIPE, "refusal moral counter", kind="judge")])
+    sampled = write_jsonl(tmp_path / "c.jsonl", [{**chat_row(RECIPE, "Mix."), "model": "teacher"}])
+    assert check.second_judge([written, judges]) == ""
+    assert check.second_judge([written, sampled]) == local_judge.judge_name()
 
 
 @pytest.mark.second_look
