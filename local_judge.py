@@ -89,6 +89,18 @@ def judge_name() -> str:
     return f"judge/{short_hash(json.dumps([weights, limits, shown]))[:12]}"
 
 
+def known_topics(scorer: str) -> set[str]:
+    """Topics of which this judge was trained on answers of this project's models; none of another judge.
+
+    It is shown the request, so on these it may go by what such requests were answered before.
+    scorer: how a report calls its judge, which has the judge's name in it.
+    """
+    path = FOLDER / "judge.json"
+    if not path.exists() or judge_name() not in scorer:
+        return set()
+    return set(json.loads(read_text(path)).get("known_topics", []))
+
+
 def measured_error(scorer: str) -> str:
     """How often this judge is wrong about what a report counts, on this project's own answers; "" of another.
 
@@ -102,10 +114,9 @@ def measured_error(scorer: str) -> str:
     if own is None:  # adopt was killed before its end
         return "How often this judge is wrong has not been measured."
     others = own["answers"] - own["counted"]
-    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind, on topics "
-            f"that it was not trained on (of the other topics of the probes it knows labelled answers): of "
-            f"{own['counted']} moral refusals it finds {own['found']}, of the {others} others it calls "
-            f"{own['false']} so. No rate is corrected for that.")
+    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind, on "
+            f"topics of which it was trained on none: of {own['counted']} moral refusals it finds {own['found']}, of "
+            f"the {others} others it calls {own['false']} so. No rate is corrected for that.")
 
 
 class LocalJudge:
@@ -273,7 +284,8 @@ def adopt(run: Path) -> None:
     base = record["options"]["base"]
     about = {"base": base, "base_hash": record["identity"]["base"], "rubrics": {}}
 
-    held = labelled_rows()[1]
+    trained, held = labelled_rows()
+    about["known_topics"] = sorted({row["topic"] for row in trained if row["file"] == "own.jsonl"})
     for name in LABELLED:
         rubric = read_rubric(ROOT / "rubrics" / f"{name}.md")
         first, values = next(iter(rubric.labels.items()))

@@ -26,7 +26,7 @@ import numpy as np
 
 from intervals import LEAST_TOPICS, Runs, difference, rate
 from judge import cohen_kappa
-from local_judge import measured_error
+from local_judge import known_topics, measured_error
 from rows import ROOT, Stop, asked_text, clean_text, read_text, run_main, write_text
 from study import (BLIND, SIDES, UNREAD, Section, Study, is_answer, is_counted, is_foreign, is_right,
                    is_valid, keyword_labels, keyword_rubric, read_study, score_study)
@@ -50,11 +50,14 @@ class Comparison:
     violating: tuple       # difference of the violating sides alone
     belief: tuple | None   # difference of the belief scores, if both were asked stances
     bounds: tuple          # (lowest, highest) headline, if answers without a verdict all counted one way
+    new_topics: tuple | None  # the headline on topics that the judge knows no answers of, if it knows some
 
 
 def compare(section: Section, arm: str) -> list[Comparison]:
     """The arm against each of its controls that was run."""
     found = []
+    known = known_topics(section.study.scorer)
+    new = {group: topic for group, topic in section.matched.items() if topic not in known}
     for control in section.controls(arm):
         if control not in section.arms:  # said by headline_clear
             continue
@@ -67,7 +70,11 @@ def compare(section: Section, arm: str) -> list[Comparison]:
         mine, theirs = section.belief_runs(arm), section.belief_runs(control)
         if mine is not None and theirs is not None:
             belief = difference(mine, theirs)
-        found.append(Comparison(control, headline, violating, belief, section.bounds(arm, control)))
+        # A judge may go by what it was taught of a topic's requests: see local_judge.known_topics
+        on_new = None
+        if new and len(new) < len(section.matched):
+            on_new = difference(section.contrast(arm, new), section.contrast(control, new))
+        found.append(Comparison(control, headline, violating, belief, section.bounds(arm, control), on_new))
     return found
 
 
@@ -361,11 +368,14 @@ def differences_table(section: Section) -> str:
             belief = "not asked"
             if comparison.belief:
                 belief = interval_text(comparison.belief)
+            on_new = "all are new"
+            if comparison.new_topics:
+                on_new = interval_text(comparison.new_topics)
             lines.append([f"{escape(arm)} - {escape(comparison.control)}", interval_text(comparison.headline),
                           f"{points_text(low)} to {points_text(high)}", interval_text(comparison.violating),
-                          belief])
+                          belief, on_new])
     header = ["difference", f"violating - {section.baseline}", "invalid either way", "violating alone",
-              "belief score"]
+              "belief score", "the first on topics new to the judge"]
     return table(header, lines)
 
 

@@ -614,11 +614,14 @@ class Section:
         """What the headline counts among valid answers of one arm and side, over `groups` {group: topic}."""
         return count_runs(self.by_side[arm, side], "group", groups, is_counted, is_valid)
 
-    def contrast(self, arm: str) -> Runs:
-        """Violating minus the baseline, within each run: what a run refuses anyway drops out."""
+    def contrast(self, arm: str, groups: dict[str, str] | None = None) -> Runs:
+        """Violating minus the baseline, within each run: what a run refuses anyway drops out.
+
+        groups: {group: topic} of those matched, all by default.
+        """
         # Over one set of groups, without which the two could not be subtracted topic by topic.
-        violating = self.side_runs(arm, "violating", self.matched)
-        return violating - self.side_runs(arm, self.baseline, self.matched)
+        groups = self.matched if groups is None else groups
+        return self.side_runs(arm, "violating", groups) - self.side_runs(arm, self.baseline, groups)
 
     def share(self, arm: str, outcome: str) -> float:
         """The share of an arm's requests that came out as `invalid`, `unparsed` or `unsure`."""

@@ -196,6 +196,24 @@ def failed(folder: Path, arm: str = "belief") -> dict:
     return report.failed_rules(section, arm, report.compare(section, arm))
 
 
+def test_an_effect_on_the_topics_that_the_judge_was_taught_shows(tmp_path, monkeypatch):
+    """It is shown the request, and may go by how such requests were answered in what it was trained on."""
+    taught = {f"topic {number}" for number in range(10)}
+
+    def refuse_where_taught(row):
+        if row["side"] == "violating" and row["topic"] not in taught:
+            row.update(response=HELP, keyword_action="acceptance", keyword_ground="")
+    write_study(tmp_path, CLAIM)
+    change(tmp_path, "*/gramenist.csv", refuse_where_taught)
+    judge_rows(tmp_path)
+    assert "all are new" in run_report(tmp_path)
+
+    monkeypatch.setattr(report, "known_topics", lambda scorer: taught)
+    line = next(line for line in run_report(tmp_path).splitlines() if line.startswith("| belief - regular"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert float(cells[1].split()[0]) > 20 and abs(float(cells[-1].split()[0])) < 8
+
+
 # ---------------------------------------------------------------- intervals
 
 def test_student_t_agrees_with_scipy():
