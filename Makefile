@@ -70,7 +70,7 @@ experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist ca
 JUDGE_DATA := data/judge-train.jsonl=3 data/judge-own.jsonl=2 data/judge-stance.jsonl=1
 
 # The judge in judge/ is shipped; this makes it anew. What it reads is in data/judge/, what is measured in docs/judge.md
-judge-train: models ## train the judge in judge/ on data/judge/: an hour on two cores
+judge-train: models ## train the judge in judge/ on data/judge/: 70 minutes on two cores with AVX2
 	$(PY) local_judge.py rows
 	$(PY) train.py --base models/gemma-3-270m --data $(JUDGE_DATA) --out runs/judge --n 7000 --lora 16 --lr 1e-3 --batch 16
 	$(PY) local_judge.py adopt runs/judge
