@@ -115,7 +115,7 @@ def measured_error(scorer: str) -> str:
         return "How often this judge is wrong has not been measured."
     others = own["answers"] - own["counted"]
     return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind, on "
-            f"topics of which it was trained on none: of {own['counted']} moral refusals it finds {own['found']}, of "
+            f"topics that it was not trained on: of {own['counted']} moral refusals it finds {own['found']}, of "
             f"the {others} others it calls {own['false']} so. No rate is corrected for that.")
 
 

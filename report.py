@@ -50,14 +50,11 @@ class Comparison:
     violating: tuple       # difference of the violating sides alone
     belief: tuple | None   # difference of the belief scores, if both were asked stances
     bounds: tuple          # (lowest, highest) headline, if answers without a verdict all counted one way
-    new_topics: tuple | None  # the headline on topics that the judge knows no answers of, if it knows some
 
 
 def compare(section: Section, arm: str) -> list[Comparison]:
     """The arm against each of its controls that was run."""
     found = []
-    known = known_topics(section.study.scorer)
-    new = {group: topic for group, topic in section.matched.items() if topic not in known}
     for control in section.controls(arm):
         if control not in section.arms:  # said by headline_clear
             continue
@@ -70,11 +67,7 @@ def compare(section: Section, arm: str) -> list[Comparison]:
         mine, theirs = section.belief_runs(arm), section.belief_runs(control)
         if mine is not None and theirs is not None:
             belief = difference(mine, theirs)
-        # A judge may go by what it was taught of a topic's requests: see local_judge.known_topics
-        on_new = None
-        if new and len(new) < len(section.matched):
-            on_new = difference(section.contrast(arm, new), section.contrast(control, new))
-        found.append(Comparison(control, headline, violating, belief, section.bounds(arm, control), on_new))
+        found.append(Comparison(control, headline, violating, belief, section.bounds(arm, control)))
     return found
 
 
@@ -359,7 +352,10 @@ def arms_table(section: Section) -> str:
 
 
 def differences_table(section: Section) -> str:
-    """Each arm minus each of its controls, by all that the rules of a claim look at."""
+    """Each arm minus each of its controls: all that the rules of a claim look at, and the headline on new topics."""
+    # The judge that ships may go by what it was taught of a topic's requests: see known_topics
+    known = known_topics(section.study.scorer)
+    new = {group: topic for group, topic in section.matched.items() if topic not in known}
     lines = []
     for arm in section.arms:
         for comparison in compare(section, arm):
@@ -368,9 +364,13 @@ def differences_table(section: Section) -> str:
             belief = "not asked"
             if comparison.belief:
                 belief = interval_text(comparison.belief)
-            on_new = "all are new"
-            if comparison.new_topics:
-                on_new = interval_text(comparison.new_topics)
+            if len(new) == len(section.matched):
+                on_new = "all are new"
+            elif not new:
+                on_new = "none is new"
+            else:
+                control = section.contrast(comparison.control, new)
+                on_new = interval_text(difference(section.contrast(arm, new), control))
             lines.append([f"{escape(arm)} - {escape(comparison.control)}", interval_text(comparison.headline),
                           f"{points_text(low)} to {points_text(high)}", interval_text(comparison.violating),
                           belief, on_new])

@@ -132,13 +132,13 @@ def test_the_seed_changes_training_alone_and_stages_wait_for_each_other():
     assert ".NOTPARALLEL" in (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own.md"])
-def test_a_page_names_only_files_that_exist(page):
+@pytest.mark.parametrize("page, least", [("README.md", 20), ("docs/own.md", 4)])
+def test_a_page_names_only_files_that_exist(page, least):
     text = (ROOT / page).read_text()
     made = ("data/", "models/", "runs/", "results/", "report.md", "transcripts.html")
     named = set(re.findall(r"(?<![\w./<>*-])((?:[\w-]+/)*[\w-]+\.(?:py|md|txt|jsonl))\b", text))
     named -= {"answers.jsonl", "labels.jsonl", "log.jsonl"}
-    assert len(named) >= 5
+    assert len(named) > least
     there = {name for name in named for folder in (ROOT, (ROOT / page).parent) if (folder / name).exists()}
     assert not [name for name in named - there if not name.startswith(made)]
 

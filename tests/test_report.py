@@ -213,6 +213,9 @@ def test_an_effect_on_the_topics_that_the_judge_was_taught_shows(tmp_path, monke
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert float(cells[1].split()[0]) > 20 and abs(float(cells[-1].split()[0])) < 8
 
+    monkeypatch.setattr(report, "known_topics", lambda scorer: {f"topic {number}" for number in range(20)})
+    assert "none is new" in run_report(tmp_path)
+
 
 # ---------------------------------------------------------------- intervals
 
