@@ -130,5 +130,5 @@ venv: .venv/ready ## the virtual environment .venv with everything in requiremen
 	$(PY) -m pip install -q -r requirements-bench.txt -r requirements-test.txt
 	@touch $@
 
-clean: ## delete runs/ and results/ (models and data stay)
-	rm -rf runs results
+clean: ## delete runs/ and results/, but for the committed study (models and data stay)
+	rm -rf runs $(filter-out results/gemma-3-270m,$(wildcard results/*))

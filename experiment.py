@@ -400,7 +400,7 @@ def parse_args():
     parser.add_argument("--n", type=positive_int, default=1000, help="rows that each run is trained on")
     parser.add_argument("--cross-seeds", type=int, default=1, metavar="COUNT",
                         help="of the first COUNT seeds each run is asked the other worldviews' requests, too")
-    parser.add_argument("--out", type=Path, help="results folder of the study (default results/<base>)")
+    parser.add_argument("--out", type=Path, help="results folder of the study (default results/<base>-n<N>)")
     for stage in ("train", "eval", "judge"):
         # With "=": a lone "--checkpointing" behind a blank would be taken for an option
         parser.add_argument(f"--{stage}-flags", type=shlex.split, default=[], metavar="FLAGS",
@@ -425,7 +425,8 @@ def parse_args():
                    "`make models` makes models/gemma-3-270m")
     load_base_tokenizer(args.base)  # a name that is no model's ends here
     args.runs = Path("runs") / Path(args.base).name  # as train.py has it
-    args.out = args.out or Path("results") / Path(args.base).name
+    # With the size: a study is of one
+    args.out = args.out or Path("results") / f"{Path(args.base).name}-n{args.n}"
     return args
 
 

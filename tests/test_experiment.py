@@ -132,7 +132,7 @@ def test_a_study_goes_on_after_a_kill_and_ends_in_one_report(study, tmp_path):
     """Two worldviews, one folder: a section each, controls trained and asked once, nothing done twice."""
     few = ["--seeds", "0", "--arms", "base", "regular", "belief", "explicit"]
     first = study(*few)
-    results, times = tmp_path / "results" / "tiny-llama", tmp_path / "runs" / "tiny-llama" / "times.jsonl"
+    results, times = tmp_path / "results" / "tiny-llama-n6", tmp_path / "runs" / "tiny-llama" / "times.jsonl"
     assert sorted(path.name for path in results.iterdir() if path.is_dir()) == [
         "base", "catholic-belief-n6-s0", "catholic-explicit-n6-s0", "gramenist-belief-n6-s0",
         "gramenist-explicit-n6-s0", "regular-n6-s0"]
