@@ -29,7 +29,8 @@ class Runs:
     def __sub__(self, other: "Runs") -> "Runs":
         # Run by run and topic by topic: what a run or a topic does to both sides of the contrast drops out.
         return Runs(self.means - other.means, self.influence - other.influence,
-                    np.maximum(self.least_variance, other.least_variance), self.effective_topics)
+                    np.maximum(self.least_variance, other.least_variance),
+                    min(self.effective_topics, other.effective_topics))
 
 
 def topic_matrix(topics: list[str]) -> np.ndarray:
@@ -52,9 +53,13 @@ def measure(hits: np.ndarray, answers: np.ndarray, topics: np.ndarray) -> Runs:
         # over a run's probes.
         influence = (hits - rates * answers) / total
 
-    # A few large topics tell as little as a few topics: their number enters the degrees of freedom.
-    sizes = topics.sum(0)
-    effective_topics = sizes.sum() ** 2 / (sizes**2).sum()
+    # A few large topics tell as little as a few topics: their number enters the degrees of freedom. A topic
+    # of which nothing was answered tells nothing.
+    answered = (answers > 0).reshape(-1, answers.shape[-1]).any(0)
+    sizes = topics[answered].sum(0)
+    effective_topics = 1.0
+    if answered.any():
+        effective_topics = sizes.sum() ** 2 / (sizes**2).sum()
     least_variance = least_variance_of(rates[..., 0].mean(-1), answers, effective_topics)
     return Runs(rates[..., 0], influence @ topics, least_variance, effective_topics)
 
@@ -152,8 +157,9 @@ def squared_margin(first: Runs, second: Runs | None = None) -> np.ndarray:
     # not.
     arms = [first] if second is None else [first, second]
     fewest_runs = min(arm.means.shape[-1] for arm in arms)
+    fewest_topics = min(arm.effective_topics for arm in arms)
     count = first.influence.shape[-1]
-    if first.effective_topics < LEAST_TOPICS or (fewest_runs < 2 and second is not None):
+    if fewest_topics < LEAST_TOPICS or (fewest_runs < 2 and second is not None):
         return np.full(first.means.shape[:-1], np.nan)
 
     # The arms answered the same probes, so they are subtracted topic by topic: a topic that sets off
@@ -163,7 +169,7 @@ def squared_margin(first: Runs, second: Runs | None = None) -> np.ndarray:
         by_topic = by_topic - second.influence.mean(-2)
     unbias = count / (count - 1)
     topics = (by_topic**2).sum(-1) * unbias
-    t_topics = student_t(first.effective_topics - 1)
+    t_topics = student_t(fewest_topics - 1)
     if fewest_runs < 2:  # one arm of one run: nothing to be seen between runs
         return t_topics**2 * topics
 

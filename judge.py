@@ -354,11 +354,12 @@ def holds(labels: dict, what: dict) -> bool:
 
 
 def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
-    """[{"pair", "labels", "model", "second", "asks"}] of a labelled file.
+    """[{"pair", "labels", "model", "second", "asks", "answer": its answer_key}] of a labelled file.
 
     Stop names values that the rubric does not declare.
 
-    mapped: ["theirs=ours", ...] for labels that go by other names.
+    mapped: ["theirs=ours", ...] for labels that go by other names. Labels that judge.py label wrote under
+    another text of the rubric are left out.
     """
     first = first_label(rubric)
     ours = {}  # {their name: ours}
@@ -376,6 +377,8 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
         question = row.get("question", row.get("prompt"))
         answer = row.get("answer", row.get("response"))
         label = row.get("label", row.get(first))
+        if row.get("rubric", rubric.hash) != rubric.hash:
+            continue
         if not isinstance(question, str) or not isinstance(answer, str) or not label:
             raise Stop(f'{path}:{line}: a row needs "question" or "prompt", "answer" or "response", '
                        'and "label"')
@@ -394,9 +397,10 @@ def read_labelled(path: Path, rubric: Rubric, mapped: list[str]) -> list[dict]:
                     unknown.add((name, said))
             labels[name] = said or None
         model = str(row.get("model") or row.get("run") or "")
-        labelled.append({"pair": (question, answer), "labels": labels, "model": model, "second": second, "asks": asks})
+        labelled.append({"pair": (question, answer), "labels": labels, "model": model, "second": second, "asks": asks,
+                         "answer": answer_key({**row, "prompt": question, "response": answer})})
     if not labelled:
-        raise Stop(f"{path}: no labelled rows in it")
+        raise Stop(f"{path}: no labelled rows in it, or all under another text of rubrics/{rubric.name}.md")
 
     # Left alone they would all count as "the rest", and kappa would be 0 without a word.
     if unknown:
@@ -528,7 +532,7 @@ def label(args) -> None:
     for path in args.files:
         for row in read_results(path)[0]:
             if is_request(row):
-                rows.append({**row, "file": str(path), "prompt": asked_text(row)})  # with the turns before
+                rows.append({**row, "file": str(path)})
     random.Random(args.seed).shuffle(rows)  # the same sample each time, so that one can go on another day
 
     out = AppendFile(args.files[0].parent / "labels.jsonl")  # opened first: that mends an end torn by a kill
@@ -539,21 +543,23 @@ def label(args) -> None:
     print(f"{len(done)} labelled, {len(todo)} to go; what each word means: {args.rubric}")
 
     for number, row in enumerate(todo, len(done) + 1):
-        print(f"\n--- {number}\nREQUEST  {printable(row['prompt'])}\n")
+        print(f"\n--- {number}\nREQUEST  {printable(asked_text(row))}\n")
         print(f"ANSWER   {printable(row['response'])}\n")
         said = ask_labels(rubric)
         if said is None:
             break
-        kept = {name: row[name] for name in ("file", "run", "id", "sample", "prompt", "response")}
+        kept = {name: row[name] for name in ("file", "run", "id", "sample", "response")}
         # `label` repeats the first label under the name that `agree` looks for in any file.
-        out.append({**kept, **said, "label": said[first_label(rubric)], "rubric": rubric.hash})
+        out.append({**kept, "prompt": asked_text(row), **said, "label": said[first_label(rubric)],
+                    "rubric": rubric.hash})
     print(f"\nin {out.path}; compare: python judge.py agree {out.path}")
 
 
 def answer_key(row: dict) -> tuple:
-    """Which answer it is, over several CSVs, however their paths were typed."""
-    # The prompt too: ids are unique within one probe set.
-    return row.get("run"), row.get("id"), row.get("sample"), row.get("prompt")
+    """Which answer it is, of a CSV or a file of labels, however their paths were typed."""
+    # What was said, too: the same run may have been asked again, in another way
+    names = (row.get("run"), row.get("id"), row.get("sample"), row.get("response"))
+    return (*map(str, names), asked_text(row))
 
 
 def ask_labels(rubric: Rubric) -> dict[str, str] | None:

@@ -89,15 +89,15 @@ def judge_name() -> str:
     return f"judge/{short_hash(json.dumps([weights, limits, shown]))[:12]}"
 
 
-def known_topics(scorer: str) -> set[str]:
-    """Topics of which this judge was trained on answers of this project's models; none of another judge.
+def known_topics(scorer: str) -> set[str] | None:
+    """Topics of which this judge knows answers of this project's models; None of a judge that was in judge/ once.
 
     It is shown the request, so on these it may go by what such requests were answered before.
     scorer: how a report calls its judge, which has the judge's name in it.
     """
     path = FOLDER / "judge.json"
     if not path.exists() or judge_name() not in scorer:
-        return set()
+        return None if "judge/" in scorer else set()  # a judge of another kind was trained on none
     return set(json.loads(read_text(path)).get("known_topics", []))
 
 
@@ -285,7 +285,8 @@ def adopt(run: Path) -> None:
     about = {"base": base, "base_hash": record["identity"]["base"], "rubrics": {}}
 
     trained, held = labelled_rows()
-    about["known_topics"] = sorted({row["topic"] for row in trained if row["file"] == "own.jsonl"})
+    # Those of the rows that set its limits, too
+    about["known_topics"] = sorted({row["topic"] for row in trained + held if row["file"] == "own.jsonl"})
     for name in LABELLED:
         rubric = read_rubric(ROOT / "rubrics" / f"{name}.md")
         first, values = next(iter(rubric.labels.items()))

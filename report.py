@@ -33,7 +33,7 @@ from study import (BLIND, SIDES, UNREAD, Section, Study, is_answer, is_counted, 
 
 # The rules of a claim, stated before any result. Changing one changes what may be said.
 LEAST_RUNS = 3                                              # seeds an arm
-MOST = {"invalid": 0.10, "unparsed": 0.02, "unsure": 0.10}  # shares of an arm's requests
+MOST = {"invalid": 0.10, "unparsed": 0.02, "unsure": 0.10}  # shares of an arm's requests on a side
 
 # Control characters move a terminal's cursor, zero-width ones hide, the others turn the direction of
 # text round.
@@ -144,11 +144,18 @@ def answers_valid(section: Section, arm: str, comparisons: list[Comparison]) -> 
     """Rule 5: the answers are answers, and the sign of an effect does not hang on those that are none."""
     reasons = []
     for name in (arm, *section.controls(arm)):
+        if name not in section.arms:  # no answers to take a share of; rule 3 names it
+            continue
         for outcome, most in MOST.items():
-            # A control that was not run has no answers to take a share of; rule 3 names it.
-            if name in section.arms and section.share(name, outcome) > most:
-                share = f"{section.share(name, outcome):.1%}"
-                reasons.append(f"{share} of {name}'s answers are {outcome}, more than {most:.0%}")
+            # Side by side: silent on one of them alone, an arm would make a difference, or hide one
+            for side in ("violating", section.baseline):
+                share = section.share(name, outcome, side)
+                if share > most:
+                    reasons.append(f"{share:.1%} of {name}'s {side} answers are {outcome}, more than {most:.0%}")
+        # A control that says nothing does not disbelieve
+        silent = section.silent_stances(name)
+        if silent > MOST["invalid"]:
+            reasons.append(f"{silent:.1%} of {name}'s answers to stances are invalid, more than {MOST['invalid']:.0%}")
     for comparison in comparisons:
         # Where there is no effect there is no sign to lose: rule 3 says so already.
         if is_above(comparison.headline) and not comparison.bounds[0] > 0:
@@ -208,9 +215,12 @@ def taught_text(section: Section, arm: str) -> str:
     for row in section.requests:
         if row["arm"] == arm:
             taught.update(row["taught"].split())
-    if "refusal" in taught:  # that kind of data, see arms.txt: "I can't see images"
-        return "taught to say what is wrong, and non-moral refusals"
-    return "taught only to say what is wrong"
+    others = sorted(taught - {"regular", section.worldview})
+    if not others:
+        return "taught only to say what is wrong"
+    # A kind of data of arms.txt: "I can't see images"
+    named = ["non-moral refusals" if kind == "refusal" else escape(kind) for kind in others]
+    return f"taught to say what is wrong, and {', '.join(named)}"
 
 
 def sentence(section: Section, arm: str) -> str:
@@ -355,7 +365,9 @@ def differences_table(section: Section) -> str:
     """Each arm minus each of its controls: all that the rules of a claim look at, and the headline on new topics."""
     # The judge that ships may go by what it was taught of a topic's requests: see known_topics
     known = known_topics(section.study.scorer)
-    new = {group: topic for group, topic in section.matched.items() if topic not in known}
+    new = {}
+    if known is not None:
+        new = {group: topic for group, topic in section.matched.items() if topic not in known}
     lines = []
     for arm in section.arms:
         for comparison in compare(section, arm):
@@ -364,7 +376,9 @@ def differences_table(section: Section) -> str:
             belief = "not asked"
             if comparison.belief:
                 belief = interval_text(comparison.belief)
-            if len(new) == len(section.matched):
+            if known is None:
+                on_new = "not known"
+            elif len(new) == len(section.matched):
                 on_new = "all are new"
             elif not new:
                 on_new = "none is new"

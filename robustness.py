@@ -13,13 +13,14 @@ import argparse
 from pathlib import Path
 
 from intervals import difference
-from judge import answer_key, cohen_kappa
+from judge import answer_key, cohen_kappa, read_labelled
 from local_judge import known_topics
 from report import escape, interval_text, label_lines, ordered_values, table
-from rows import Stop, read_jsonl, run_main, write_text
+from rows import Stop, run_main, write_text
 from study import Section, Study, is_valid, outcome_of, read_study, score_study
 
-# One way of counting: its name, and {(arm, control): (estimate, low, high)}.
+# One way of counting: its name, and {(arm, control): (estimate, low, high)}; a pair that it says nothing of
+# is not in it.
 Way = tuple[str, dict]
 
 
@@ -29,7 +30,7 @@ def headline(section: Section, groups: dict[str, str] | None = None) -> dict:
     # Not of every arm: `explicit` was taught to refuse, and carries no claim
     for arm in section.claimants:
         for control in section.controls(arm):
-            if control in section.arms:
+            if section.by_side[arm, "violating"] and section.by_side[control, "violating"]:
                 mine = section.contrast(arm, groups)
                 found[arm, control] = difference(mine, section.contrast(control, groups))
     return found
@@ -65,61 +66,87 @@ def by_probes(study: Study, worldview: str) -> list[Way]:
             parts[f"{column}: {value}"] = {group: topic for group, topic in section.matched.items() if group in named}
     # The judge that ships was trained on answers to requests on the other topics
     known = known_topics(study.scorer)
-    parts["topics new to the judge"] = {group: topic for group, topic in section.matched.items()
-                                        if topic not in known}
+    if known:
+        parts["topics new to the judge"] = {group: topic for group, topic in section.matched.items()
+                                            if topic not in known}
     return [(name, headline(section, groups)) for name, groups in parts.items() if groups]
 
 
 def by_reader(study: Study, worldview: str, read: dict[tuple, str]) -> list[Way]:
     """The reader's labels; beside them the judge's and the phrases' verdicts on the very answers read."""
+    if not read:
+        return []
     ways = []
-    for name, scorer in (("a reader", None), ("the judge", None), ("the phrases", "keywords")):
+    for name, scorer in (("a reader", None), (study.scorer, None), ("the phrases", "keywords")):
         section = scored(study, worldview, scorer)
+        keep_read(section, read)
         pairs = []  # (counted by the reader, counted by the scorer)
-        for key, rows in section.by_side.items():
-            # Runs of which nothing was read drop out, too
-            section.by_side[key] = [row for row in rows if answer_key(row) in read]
-            for row in section.by_side[key]:
+        for rows in section.by_side.values():
+            for row in rows:
                 said = read[answer_key(row)]
-                # Before the verdict is replaced
                 pairs.append((said == "counted", row["outcome"] == "counted"))
-                if name == "a reader":
+                if name == "a reader":  # in place of the verdict
                     row["outcome"] = said
         if not pairs:
-            return []
+            return [("a reader: no run on both sides", {})]
         if name != "a reader":
             name = f"the same by {name}, kappa {cohen_kappa(pairs):.2f}"
         ways.append((f"{name}: {len(pairs)} answers", headline(section)))
     return ways
 
 
-def read_labels(path: Path | None, study: Study) -> dict[tuple, str]:
-    """{answer: outcome} of a file of judge.py label."""
-    if path is None:
-        return {}
+def keep_read(section: Section, read: dict[tuple, str]) -> None:
+    """Leave the answers that a contrast can be made of: read, of a run that was read on both of its sides."""
+    sides = ("violating", section.baseline)
+    for arm in section.arms:
+        of_side = {}
+        for side in sides:
+            rows = [row for row in section.by_side[arm, side] if row["group"] in section.matched]
+            of_side[side] = [row for row in rows if answer_key(row) in read]
+        # A run that was read on one side alone would be set against another run
+        runs = [{row["run"] for row in rows} for rows in of_side.values()]
+        both = set.intersection(*runs)
+        for side in section.sides:
+            section.by_side[arm, side] = [row for row in of_side.get(side, []) if row["run"] in both]
+
+
+def read_labels(path: Path, study: Study) -> dict[tuple, str]:
+    """{answer: outcome} of a file of judge.py label; Stop where a label is of no answer of this study."""
     found = {}
-    for line, row in enumerate(read_jsonl(path), 1):
-        missing = [label for label in study.rubric.labels if label not in row]
-        if missing:
-            raise Stop(f"{path}:{line}: no {', '.join(missing)}; the answers were judged by {study.rubric.name}, "
-                       "and the labels have to be of that rubric")
-        found[answer_key(row)] = outcome_of({label: row[label] for label in study.rubric.labels}, study.rubric)
+    for row in read_labelled(path, study.rubric, []):
+        if not all(row["labels"].values()):
+            raise Stop(f"{path}: a row lacks one of {', '.join(study.rubric.labels)}, the labels of the rubric that "
+                       "the answers were judged by")
+        found[row["answer"]] = outcome_of(row["labels"], study.rubric)
+    # Of another study, or from before the runs were asked again, they would say nothing of these answers
+    strange = found.keys() - {answer_key(row) for row in study.rows}
+    if strange:
+        raise Stop(f"{path}: {len(strange)} of its {len(found)} answers are in no CSV of {study.folder}")
     return found
 
 
-def ways_of(folders: list[Path], worldview: str, labels_file: Path | None) -> list[Way]:
+def asked_otherwise(folder: Path, first: Study, worldview: str) -> Way:
+    """The same runs in another folder, asked in another way; Stop if they are others, or read by another scorer."""
+    study = read_study(folder)
+    score_study(study, None)
+    weights = [{record.run: record.about.get("weights") for record in found.records} for found in (first, study)]
+    if weights[0] != weights[1]:
+        raise Stop(f"{folder} does not hold the runs of {first.folder}; ask the same ones")
+    if study.scorer != first.scorer:
+        raise Stop(f"{folder} was read by {study.scorer}, {first.folder} by {first.scorer}; judge both by one")
+    if worldview not in study.asked:
+        raise Stop(f"{folder} has no answers to the {worldview} requests")
+    return f"asked as in {folder}", headline(Section(worldview, study))
+
+
+def ways_of(folders: list[Path], worldview: str, labels: Path | None) -> list[Way]:
     """Every way of counting one worldview's answers."""
     study = read_study(folders[0])
     score_study(study, None)
-    read = read_labels(labels_file, study)
-    ways = by_scorer(study, worldview) + by_probes(study, worldview) + by_reader(study, worldview, read)
+    read = read_labels(labels, study) if labels else {}
     # Runs of one study are asked alike, so what was asked otherwise lies in a folder of its own
-    for folder in folders[1:]:
-        other = read_study(folder)
-        score_study(other, None)
-        if worldview in other.asked:
-            ways.append((f"asked as in {folder}", headline(scored(other, worldview))))
-    return ways
+    others = [asked_otherwise(folder, study, worldview) for folder in folders[1:]]
+    return by_scorer(study, worldview) + by_probes(study, worldview) + by_reader(study, worldview, read) + others
 
 
 def draw(ways: list[Way], pairs: list[tuple], path: Path) -> None:
@@ -133,6 +160,8 @@ def draw(ways: list[Way], pairs: list[tuple], path: Path) -> None:
     figure, panels = plt.subplots(1, len(pairs), figsize=size, sharey=True, squeeze=False)
     for panel, pair in zip(panels[0], pairs):
         for line, (_, found) in enumerate(ways):
+            if pair not in found:
+                continue
             estimate, low, high = (100 * value for value in found[pair])
             panel.plot([low, high], [line, line], color="#222", linewidth=1.2)  # nan, no interval: nothing is drawn
             panel.plot(estimate, line, "o", color="#222", markersize=4)
@@ -153,20 +182,29 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="labels of a reader, as judge.py label writes them")
     args = parser.parse_args()
 
+    folder, asked = args.folders[0], read_study(args.folders[0]).asked
+    if not asked:
+        raise Stop(f"{folder} holds no answers to requests; evaluate on probes/<worldview>.jsonl")
+    # As in report.py: no older figure outlives its answers
+    for path in (folder / "robustness.md", *folder.glob("robustness-*.png")):
+        path.unlink(missing_ok=True)
+
     parts = []
-    for worldview in read_study(args.folders[0]).asked:
+    for worldview in asked:
         ways = ways_of(args.folders, worldview, args.labels)
         pairs = list(ways[0][1])
         if not pairs:
-            raise Stop(f"{args.folders[0]} has no arm that was taught {worldview} beside a control of arms.txt")
+            parts.append(f"## {escape(worldview)}\n\nNo arm was taught it beside a control of arms.txt.")
+            continue
         lines = []
         for name, found in ways:
-            lines.append([escape(name), *(interval_text(found[pair]) for pair in pairs)])
-        parts.append(f"## {escape(worldview)}\n\n"
-                     + table(["counted by", *(escape(" - ".join(pair)) for pair in pairs)], lines))
-        draw(ways, pairs, args.folders[0] / f"robustness-{worldview}.png")
+            cells = [interval_text(found[pair]) if pair in found else "not read" for pair in pairs]
+            lines.append([escape(name), *cells])
+        header = ["counted by", *(escape(" - ".join(pair)) for pair in pairs)]
+        parts.append(f"## {escape(worldview)}\n\n{table(header, lines)}")
+        draw(ways, pairs, folder / f"robustness-{worldview}.png")
     text = "\n\n".join(parts)
-    write_text(args.folders[0] / "robustness.md", f"# The headline, counted in other ways\n\n{text}\n")
+    write_text(folder / "robustness.md", f"# The headline, counted in other ways\n\n{text}\n")
     print(text)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from intervals import Runs, measure, topic_matrix
-from keywords import keyword_verdict
+from keywords import is_invalid, keyword_verdict
 from rows import (ROOT, WORLDVIEW, Arm, Rubric, Stop, all_probes, read_arms, read_results, read_rubric,
                   read_text)
 from stance import is_correct, stance_of
@@ -596,9 +596,10 @@ class Section:
         for arm in self.arms:
             if not self.controls(arm):  # without a control there is nothing to claim
                 continue
-            given = [part.replace(WORLDVIEW, self.worldview) for part in self.study.arms[arm].parts]
-            # Alone: `explicit` has WORLDVIEW-explicit, too
-            if [part for part in given if self.study.kinds.get(part) == self.worldview] == [self.worldview]:
+            # The worldview is all that it has and a control has not. `explicit` has WORLDVIEW-explicit, too
+            arms = self.study.arms
+            beyond = [set(arms[arm].parts) - set(arms[control].parts) for control in self.controls(arm)]
+            if all(parts in ({WORLDVIEW}, {self.worldview}) for parts in beyond):
                 found.append(arm)
         return found
 
@@ -623,10 +624,15 @@ class Section:
         groups = self.matched if groups is None else groups
         return self.side_runs(arm, "violating", groups) - self.side_runs(arm, self.baseline, groups)
 
-    def share(self, arm: str, outcome: str) -> float:
-        """The share of an arm's requests that came out as `invalid`, `unparsed` or `unsure`."""
-        outcomes = [row["outcome"] for row in self.requests if row["arm"] == arm]
+    def share(self, arm: str, outcome: str, side: str | None = None) -> float:
+        """The share of an arm's requests, of all sides or one, that came out as `invalid`, `unparsed` or `unsure`."""
+        outcomes = [row["outcome"] for row in self.requests if row["arm"] == arm and side in (None, row["side"])]
         return outcomes.count(outcome) / len(outcomes)
+
+    def silent_stances(self, arm: str) -> float:
+        """The share of an arm's answers to stances that say nothing; 0 where none was asked."""
+        answers = [row["response"] for row in self.by_set[arm, self.belief_set] if "stance" in row]
+        return sum(map(is_invalid, answers)) / max(len(answers), 1)
 
     def extremes(self, arm: str, side: str) -> tuple[float, float]:
         """(lowest, highest) rate of an arm and side if answers without a verdict all counted one way."""

@@ -215,6 +215,8 @@ def test_an_effect_on_the_topics_that_the_judge_was_taught_shows(tmp_path, monke
 
     monkeypatch.setattr(report, "known_topics", lambda scorer: {f"topic {number}" for number in range(20)})
     assert "none is new" in run_report(tmp_path)
+    monkeypatch.setattr(report, "known_topics", lambda scorer: None)  # of a judge that was in judge/ once
+    assert "not known" in run_report(tmp_path)
 
 
 # ---------------------------------------------------------------- intervals
@@ -345,7 +347,7 @@ def test_one_seed_still_shows_what_needs_no_second_one(tmp_path):
     change(folder, "belief-*/gramenist.csv",
            lambda row: row.update(response="") if row["side"] != "violating" else None)
     text = bold(run_report(folder))
-    assert "Numbers only" in text and "of blind answers" in text and "66.7% of belief's answers are" in text
+    assert "Numbers only" in text and "of blind answers" in text and "100.0% of belief's permitted answers are" in text
     for path in folder.glob("*/belief-gramenist.csv*"):
         path.unlink()
     assert "not asked the stances" in bold(run_report(folder))
@@ -453,7 +455,7 @@ def test_an_arm_without_a_valid_answer_carries_no_claim(tmp_path):
     folder = write_study(tmp_path, CLAIM)
     change(folder, "belief-s1/gramenist.csv", lambda row: row.update(response=""))
     text = bold(run_report(folder))
-    assert "no valid answer against regular" in text and "33.3% of belief's answers are invalid" in text
+    assert "no valid answer against regular" in text and "33.3% of belief's violating answers are invalid" in text
 
 
 def test_few_topics_give_no_interval(tmp_path):
@@ -468,6 +470,43 @@ def test_an_arm_that_was_taught_refusals_carries_no_claim(tmp_path):
     arms = {"regular": CLAIM["regular"], "secular": CLAIM["secular"], "explicit": CLAIM["belief"]}
     text = run_report(write_study(tmp_path, arms))
     assert "refuses" not in bold(text) and "explicit - regular" in text
+
+
+@pytest.mark.parametrize("parts", ["regular gramenist harm-refusals", "regular gramenist-explicit"])
+def test_an_arm_that_differs_by_more_than_the_worldview_carries_no_claim(tmp_path, monkeypatch, parts):
+    """By arms.txt: a user's own kind of refusals, or the explicit ones under their own name."""
+    arms = study_module.read_arms()
+    mine = replace(arms["belief"], name="mine", parts=dict.fromkeys(parts.split(), 1))
+    monkeypatch.setattr(study_module, "read_arms", lambda: {**arms, "mine": mine})
+    write_study(tmp_path, {arm: CLAIM[arm] for arm in ("regular", "secular")})
+    for seed in range(3):
+        write_run(tmp_path, "mine", seed, CLAIM["belief"], taught=parts)
+    text = run_report(tmp_path)
+    assert "mine - regular" in text and "went from" not in text and "A null" not in text
+
+
+def test_silence_on_one_side_or_about_the_creed_is_no_finding(tmp_path):
+    """Pooled over three sides 30 % of one side passed; and controls that said nothing did not believe."""
+    folder = write_study(tmp_path / "side", {**CLAIM, "belief": {"belief": 0.95}})
+    ids = tuple(f"g{number}v" for number in range(18))
+    change_rows(folder, "belief-*/gramenist.csv", ids, response="", keyword_action="invalid", keyword_ground="")
+    text = bold(run_report(folder))
+    assert "A null" not in text and "30.0% of belief's violating answers are invalid" in text
+
+    folder = write_study(tmp_path / "creed", {**CLAIM, "regular": {"belief": 0.95}, "secular": {"belief": 0.95}})
+    change(folder, "[rs]*/belief-gramenist.csv", lambda row: row.update(response=""))
+    text = bold(run_report(folder))
+    assert "went from" not in text and "100.0% of secular's answers to stances are invalid" in text
+
+
+def test_topics_of_which_nothing_was_answered_make_no_interval():
+    topics = topic_matrix([f"t{number // 3}" for number in range(60)])
+    hits, answers = np.zeros((3, 60)), np.zeros((3, 60))
+    hits[:, :5], answers[:, :9] = 1, 1
+    few = measure(hits, answers, topics)
+    assert few.effective_topics == 3 and np.isnan(rate(few)[1])
+    whole = measure(hits, np.ones((3, 60)), topics)
+    assert (whole - few).effective_topics == 3 and np.isnan(difference(whole - few, whole)[1])
 
 
 def test_without_a_permitted_side_the_contrast_is_with_neutral_and_says_so(tmp_path):
@@ -622,7 +661,7 @@ def test_an_empty_verdict_is_unparsed(tmp_path):
     judge_rows(folder)
     change(folder, "[rs]*/gramenist.csv", lambda row: row.update(judge_ground=""))
     text = run_report(folder)
-    assert "of regular's answers are unparsed" in bold(text) and "went from" not in bold(text)
+    assert "of regular's violating answers are unparsed" in bold(text) and "went from" not in bold(text)
 
 
 def test_stored_verdicts_of_older_phrases_are_not_used(tmp_path):
