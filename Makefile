@@ -8,7 +8,7 @@ BASE      ?= models/gemma-3-270m
 ARM       ?= regular secular belief
 SEED      ?= 0
 SEEDS     ?= 0 1 2
-N         ?= 1000
+N         ?= 3200
 PYTHON    ?= python3
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -25,6 +25,14 @@ RESULTS   ?= results/$(WORLDVIEW)/$(BASE_NAME)-n$(N)
 # ALSO=catholic asks gramenist runs the catholic probes too, for the table of every run on every worldview
 probes     = probes/$(WORLDVIEW).jsonl $(ALSO:%=probes/%.jsonl) $(wildcard probes/belief/$(WORLDVIEW).jsonl) probes/sanity.jsonl
 
+# What the packaged base learns by; another base has the defaults of train.py and eval.py. LoRA learns as much a
+# step as all weights do and costs less, and short rows more a minute than long ones (docs/training.md). A model this
+# small loops under plain greedy decoding, hence the penalty, the same for every arm.
+ifneq ($(filter gemma-3-270m%,$(BASE_NAME)),)
+TRAIN_FLAGS ?= --lora 32 --lr 1.5e-3 --batch 8 --context 64
+EVAL_FLAGS  ?= --max-new-tokens 64 --batch 48 --repetition-penalty 1.2
+endif
+
 .PHONY: help demo test test-unit data train eval ask judge judge-train experiment report check serve models venv bench clean
 
 help: ## this list
@@ -34,13 +42,10 @@ help: ## this list
 
 # ---------------------------------------------------------------- the experiment
 
-# LoRA learns as much a step as all weights do and costs less, and short rows more a minute than long ones
-# (docs/training.md). A model this small loops under plain greedy decoding, hence the penalty, the same for every arm.
-# --limit: 8 groups of each family of probes, for time; a study asks them all
+# Smaller than a study, for time: half of the rows, and 8 groups of each family of probes (--limit)
 demo: N := 1600
 demo: RESULTS := results/demo
-demo: TRAIN_FLAGS := --lora 32 --lr 1.5e-3 --batch 8 --context 64
-demo: EVAL_FLAGS := --max-new-tokens 64 --batch 48 --repetition-penalty 1.2 --limit 8
+demo: EVAL_FLAGS += --limit 8
 demo: models train eval ## the whole experiment on a small base model: 3 arms trained, 4 models asked -> results/demo/
 
 data: venv ## ask an OpenAI-compatible endpoint for data/<worldview>.jsonl: MODEL=... N=2000 (KIND=regular for other kinds)
@@ -63,8 +68,12 @@ judge: venv models ## verdicts on the answers, by the judge in judge/ (or JUDGE=
 report: venv ## tables, figure, transcripts and what may be claimed, in RESULTS
 	@$(PY) report.py $(RESULTS) $(REPORT_FLAGS)
 
+# a variable that was given, on the command line or in the environment, and not its value above
+given = $(filter command environment,$(firstword $(origin $(1))))
+
 experiment: models ## a whole study, every arm and seed: WORLDVIEW="gramenist catholic" SEEDS="0 1 2" N= (EXPERIMENT_FLAGS=--dry-run: its plan and cost)
-	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" --judge-flags="$(if $(JUDGE),--model $(JUDGE)) $(JUDGE_FLAGS)" $(EXPERIMENT_FLAGS)
+	@$(if $(call given,SEED),echo "make: an experiment has SEEDS and not SEED" >&2; exit 2)
+	$(PY) experiment.py --base $(MODEL_DIR) --worldviews $(WORLDVIEW) --seeds $(SEEDS) --n $(N) $(if $(call given,ARM),--arms $(ARM)) $(if $(call given,RESULTS),--out $(RESULTS)) --train-flags="$(TRAIN_FLAGS)" --eval-flags="$(EVAL_FLAGS)" --judge-flags="$(if $(JUDGE),--model $(JUDGE)) $(JUDGE_FLAGS)" $(EXPERIMENT_FLAGS)
 
 # Answers of this project's own models are what it is for, and few: they get more than their share
 JUDGE_DATA := data/judge-train.jsonl=3 data/judge-own.jsonl=2 data/judge-stance.jsonl=1

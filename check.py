@@ -320,8 +320,8 @@ def second_judge(paths: list[Path]) -> str:
 
 
 def exchange_key(judge: str, exchange: tuple[str, str, str]) -> str:
-    """Says which judge read which (question, answer, kind); another kind may be held to another rule."""
-    return short_hash(json.dumps([judge, SURE, *exchange]))[:16]
+    """Says which judge read which (question, answer, kind), and by which rule: what is noted is a fault."""
+    return short_hash(json.dumps([judge, SURE, *exchange, is_value_kind(exchange[2])]))[:16]
 
 
 def read_judged() -> dict[str, str]:
@@ -351,19 +351,20 @@ def second_look(exchanges: list[tuple[str, str, str]]) -> list[str]:
     if not exchanges:
         return []
     try:
+        # As in second_judge, which a run is known by: where it names no judge none may leave out a row
+        read_about(read_rubric(REFUSAL))
         name = judge_name()
-        keys = [exchange_key(name, exchange) for exchange in exchanges]
-        faults = read_judged()
-        # An exchange that stands in several rows is read once.
-        todo = {key: exchange for key, exchange in zip(keys, exchanges) if key not in faults}
-        # The model is loaded only where something is left to read.
-        if todo:
-            judge = LocalJudge(read_rubric(REFUSAL))
     except Stop as error:  # a hub model is trained where the packaged base is not
         print(f"  the guard looks for phrases alone: {error}")
         return [""] * len(exchanges)
+    keys = [exchange_key(name, exchange) for exchange in exchanges]
+    faults = read_judged()
+    # An exchange that stands in several rows is read once.
+    todo = {key: exchange for key, exchange in zip(keys, exchanges) if key not in faults}
 
+    # The model is loaded only where something is left to read.
     if todo:
+        judge = LocalJudge(read_rubric(REFUSAL))
         unread = list(todo.items())
         pairs = [exchange[:2] for _, exchange in unread]
         read = tqdm(judge.read(pairs), total=len(pairs), desc="guard", unit="answer", mininterval=1)

@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,7 +34,7 @@ from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_h
                   probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
                   what_changed, write_csv, write_text)
 
-FATAL = (401, 403, 404)  # HTTP: no other request will fare better
+FATAL = (401, 402, 403, 404)  # HTTP: no other request will fare better
 
 
 # ---------------------------------------------------------------- generation
@@ -180,18 +181,16 @@ def honours_cache(model) -> bool:
     return ((stepped - whole).norm() / whole.norm()).item() < 0.05  # rounding, against errors near 1
 
 
-def answer_here(model, tokenizer, jobs: list[dict], args):
-    """Yield (job, response, n_tokens, stopped) for every job."""
-    for job in jobs:
-        job["ids"] = render_prompt(tokenizer, job["probe"]["messages"])
-    jobs.sort(key=lambda job: -len(job["ids"]))  # longest first: little padding, and memory fails early
-    for start in range(0, len(jobs), args.batch):
-        batch = jobs[start:start + args.batch]
-        prompts = [job["ids"] for job in batch]
+def answer_here(model, tokenizer, batches: list[list[dict]], args):
+    """Yield (job, response, n_tokens, stopped) for every job that is not answered."""
+    for batch in batches:
+        prompts = [render_prompt(tokenizer, job["probe"]["messages"]) for job in batch]
         seeds = [seed_of(job, args) for job in batch]
         answers = generate(model, tokenizer, prompts, args.max_new_tokens, args.temperature, seeds,
                            args.repetition_penalty)
         for i, tokens, stopped in answers:  # as they end; i is the place in the batch
+            if batch[i]["answered"]:  # generated again so that its batch is the same, see plan_batches
+                continue
             # n_tokens is what was generated, with the beginning of a next turn that is cut off.
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             yield batch[i], without_next_turn(text), len(tokens), stopped
@@ -280,23 +279,31 @@ def who_answers(args) -> dict:
                 "base_hash": run["identity"]["base"], "weights": weights_hash(args.model),
                 "trained": how_trained(run["identity"])}
 
-    # Any other model counts as an untouched base: taught nothing, and its own base.
+    # Without a run.json nothing is known of its training: an untouched base, whatever --arm calls it.
     name = Path(args.model).name
     if args.endpoint:
         weights = f"{args.endpoint} {args.model}"  # a server does not say what it has loaded
     else:
         weights = weights_hash(args.model)
+        if (folder / "adapter_config.json").exists():  # made elsewhere: its folder does not hold the base's weights
+            weights = short_hash(weights + weights_hash(adapter_base(folder)))
     return {"run": name, "arm": args.arm or "base", "seed": "", "taught": [], "rows": 0, "base": name,
             "base_hash": weights, "weights": weights}
 
 
 def how_trained(identity: dict) -> dict:
-    """{setting or file: value or hash} that all runs of one study have in common."""
+    """{what: its value} that all runs of one study have in common; or all of one arm, where the arm is in the name."""
     settings = dict(identity.get("settings", {}))
     settings.pop("seed", None)  # seeds are what a study repeats
+    for name in ("number_format", "code"):
+        settings[name] = identity.get(name)
     # [name, weight, hash]: weights are the arm's, but a file edited between two runs makes two studies
-    files = {name: file_hash for name, _, file_hash in identity.get("data", [])}
-    return {**settings, **files}
+    data = identity.get("data", [])
+    files = {name: hashed for name, _, hashed in data}
+    arm = " ".join(identity.get("arm", []))  # with its worldview
+    # The guard reads no row of an arm that was written by hand alone
+    of_arm = {f"mix of {arm}": [weight for _, weight, _ in data], f"guard of {arm}": identity.get("guard")}
+    return {**settings, **files, **of_arm}
 
 
 def read_run(folder: Path) -> dict:
@@ -308,13 +315,18 @@ def read_run(folder: Path) -> dict:
     return run
 
 
+def adapter_base(folder: Path) -> str:
+    """Folder or hub name of the base that an adapter is for."""
+    base = read_json(folder / "adapter_config.json", "base_model_name_or_path")["base_model_name_or_path"]
+    if not Path(base).is_dir():
+        load_tokenizer(base)  # which notes the commit of a hub name that is not in the cache yet
+    return base
+
+
 def check_adapter_base(folder: Path, run: dict) -> None:
     """Stop if an adapter's base is no longer the one that it was trained on."""
-    config = folder / "adapter_config.json"
-    if config.exists():
-        base = read_json(config, "base_model_name_or_path")["base_model_name_or_path"]
-        if not Path(base).is_dir():  # a hub name
-            load_tokenizer(base)  # which notes the commit of a hub name that is not in the cache yet
+    if (folder / "adapter_config.json").exists():
+        base = adapter_base(folder)
         # Runs of older versions have a hub name alone.
         if run["identity"]["base"] not in (weights_hash(base), base):
             raise Stop(f"{folder} is an adapter for another {base} than is there now; "
@@ -381,9 +393,13 @@ def open_csv(path: Path, about: dict) -> tuple[set[tuple[str, str]], object]:
     return {(row["id"], row["sample"]) for row in answers}, file
 
 
-def plan_jobs(args, who: dict, how: dict) -> tuple[list[dict], list]:
-    """([{"probe", "sample", "path", "probe_set"}] that is left to ask, the locked files); makes CSVs ready."""
-    jobs, locked = [], []
+def plan_batches(args, who: dict, how: dict) -> tuple[list[list[dict]], list]:
+    """(batches with something left to ask, the locked files); makes CSVs ready.
+
+    A batch is a list of {"probe", "sample", "path", "probe_set", "answered"}. It holds the same whether the
+    others are answered or not: in bf16 an answer hangs on what it is padded and rounded with.
+    """
+    batches, locked = [], []
     for path in args.probes:
         probes = read_probes(path)
         if args.limit:
@@ -392,12 +408,23 @@ def plan_jobs(args, who: dict, how: dict) -> tuple[list[dict], list]:
         about = {**who, "how": how, "probes": path.name, "probes_sha256": file_hash(path)}
         answered, file = open_csv(out, about)
         locked.append(file)  # open as long as this process writes: so is the lock
-        for probe in probes:
-            for sample in range(args.samples):
-                if (probe["id"], str(sample)) not in answered:  # a CSV gives text back
-                    jobs.append({"probe": probe, "sample": sample, "path": out,
-                                 "probe_set": probe_set_name(path)})
-    return jobs, locked
+
+        jobs = []
+        for probe, sample in product(probes, range(args.samples)):
+            jobs.append({"probe": probe, "sample": sample, "path": out, "probe_set": probe_set_name(path),
+                         "answered": (probe["id"], str(sample)) in answered})  # a CSV gives text back
+        jobs.sort(key=asked_length, reverse=True)  # like lengths together: little padding
+        for start in range(0, len(jobs), args.batch):
+            batch = jobs[start:start + args.batch]
+            if not all(job["answered"] for job in batch):
+                batches.append(batch)
+    batches.sort(key=lambda batch: asked_length(batch[0]), reverse=True)  # longest first: memory fails early
+    return batches, locked
+
+
+def asked_length(job: dict) -> int:
+    """Characters of all turns."""
+    return sum(len(turn["content"]) for turn in job["probe"]["messages"])
 
 
 def answer_row(job: dict, who: dict, response: str, n_tokens: int, stopped: str) -> dict:
@@ -450,7 +477,8 @@ def parse_args(argv=None):
     # What argparse does not check.
     if args.samples > 1 and not args.temperature:
         raise Stop("--samples above 1 with greedy decoding would repeat one answer; give --temperature")
-    if args.temperature < 0 or args.limit < 0 or args.repetition_penalty <= 0:
+    # Written so that nan, which is above nothing, does not pass.
+    if not (args.temperature >= 0 and args.limit >= 0 and args.repetition_penalty > 0):
         raise Stop("--temperature and --limit must not be below 0, --repetition-penalty must be above it")
     if args.endpoint and (urlsplit(args.endpoint).username or urlsplit(args.endpoint).query):
         raise Stop("--endpoint must not hold a key, since it is written down; "
@@ -463,14 +491,14 @@ def parse_args(argv=None):
     return args
 
 
-def share_plan(jobs: list[dict], dtype: torch.dtype, rank: int, ranks: int) -> tuple[list[dict], torch.dtype]:
-    """(this process's jobs, the number format), as the first process has planned; all append to the same files."""
-    shared = [jobs, dtype]
+def share_plan(batches: list[list[dict]], dtype: torch.dtype, rank: int, ranks: int) -> tuple[list, torch.dtype]:
+    """(this process's batches, the number format), as the first process has planned; all append to the same files."""
+    shared = [batches, dtype]
     # These are Python objects: no GPU is needed to send them. One process may answer for hours after another
     torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     torch.distributed.broadcast_object_list(shared)
-    jobs, dtype = shared
-    return jobs[rank::ranks], dtype  # by turns, so that each has some of every probe set
+    batches, dtype = shared
+    return batches[rank::ranks], dtype  # by turns, so that each has long and short ones
 
 
 def write_answers(answers, jobs: list[dict], who: dict, is_first: bool) -> None:
@@ -508,12 +536,13 @@ def main() -> None:
         how = how_answered(args, device.type, str(dtype).removeprefix("torch."), template)
     who = who_answers(args)
 
-    jobs, locked = [], []
+    batches, locked = [], []
     if rank == 0:  # planning rewrites the CSVs, so only one process may do it
-        jobs, locked = plan_jobs(args, who, how)
+        batches, locked = plan_batches(args, who, how)
     # Each rank has measured a number format of its own; the first one's counts.
     if ranks > 1:
-        jobs, dtype = share_plan(jobs, dtype, rank, ranks)
+        batches, dtype = share_plan(batches, dtype, rank, ranks)
+    jobs = [job for batch in batches for job in batch if not job["answered"]]
 
     # ------------------------------------------------------------ answers
     if not jobs:
@@ -522,7 +551,7 @@ def main() -> None:
         write_answers(answer_by_endpoint(jobs, args), jobs, who, is_first=rank == 0)
     else:
         model = load_checked(args.model, dtype, device)
-        write_answers(answer_here(model, tokenizer, jobs, args), jobs, who, is_first=rank == 0)
+        write_answers(answer_here(model, tokenizer, batches, args), jobs, who, is_first=rank == 0)
     if ranks > 1:
         torch.distributed.barrier()  # the first process holds the locks until all have written
     for file in locked:

@@ -39,8 +39,8 @@ import mix
 import train
 from chat import give_template, render_document, render_example
 from models import load_tokenizer
-from rows import (ROOT, Arm, Stop, get_arm, normalise_row, positive_int, read_arms, read_csv, read_jsonl,
-                  read_probes, run_main)
+from rows import (ROOT, Arm, Stop, get_arm, normalise_row, positive_int, read_arms, read_csv, read_json,
+                  read_jsonl, read_probes, run_main)
 
 
 # ---------------------------------------------------------------- the plan
@@ -49,7 +49,7 @@ from rows import (ROOT, Arm, Stop, get_arm, normalise_row, positive_int, read_ar
 class Job:
     """One command of the plan."""
     stage: str          # train, eval, judge or report
-    run: str            # the run that it is about
+    run: str            # its run; "base" for the untouched base, "report" for a report
     words: list[str]    # the command
     work: int           # what its time goes with: tokens to train, answers to write, answers to judge
     leaves: list[Path]  # the run folder, or the CSVs
@@ -121,6 +121,10 @@ def train_job(args, arm: Arm, worldview: str, seed: int) -> Job:
     # By train.py itself: a mistake in the flags, or a missing file, comes up before anything is trained
     parsed = train.parse_args(words)
     sources = train.find_sources(parsed)  # gives the run folder its name, too
+    # A flag given twice counts once, its last: one --seed would make all seeds one run
+    for name, planned in (("base", args.base), ("arm", arm.name), ("n", args.n), ("seed", seed)):
+        if getattr(parsed, name) != planned:
+            raise Stop(f"--train-flags: --{name} is the plan's own")
 
     # Tokens tell how long a training takes, rows do not; each file has its share of the rows
     quotas = mix.mix_quotas([weight for _, weight in sources], parsed.n)
@@ -221,11 +225,11 @@ def training_rate(runs: list[Path], source: str) -> Rate:
     for run in runs:
         log = read_jsonl(run / "log.jsonl")
         # The log has no seconds, but what they follow from
-        seconds = sum(line["tokens"] / line["tokens_per_s"] for line in log)
+        seconds = sum(line["tokens"] / line["tokens_per_s"] for line in log if line["tokens_per_s"])
         tokens += sum(line["tokens"] for line in log)
         stepping += seconds
         # run.json counts the last part alone of a run that was resumed
-        beside += max(0.0, json.loads((run / "run.json").read_text())["wall_seconds"] - seconds)
+        beside += max(0.0, read_json(run / "run.json", "wall_seconds")["wall_seconds"] - seconds)
     return Rate(beside / len(runs), stepping / tokens, source)
 
 
@@ -378,7 +382,14 @@ def run_plan(args, plan: list[Job]) -> None:
 
         # Before the call; afterwards none is left
         work = work_left(job)
-        seconds = call(job.words)
+        try:
+            seconds = call(job.words)
+        except Stop as error:
+            # A report that cannot be made yet, as while older runs lack answers, is no reason to train no further
+            if job.stage != "report" or number == len(plan):
+                raise
+            print(f"  {error}; the plan goes on", flush=True)
+            continue
         # A command that found all done says nothing about speed, and a report has no work
         if work:
             line = {"stage": job.stage, "run": job.run, "flags": getattr(args, f"{job.stage}_flags"),
@@ -399,15 +410,18 @@ def parse_args():
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all of arms.txt")
     parser.add_argument("--n", type=positive_int, default=1000, help="rows that each run is trained on")
     parser.add_argument("--cross-seeds", type=int, default=1, metavar="COUNT",
-                        help="of the first COUNT seeds each run is asked the other worldviews' requests, too")
+                        help="of the first COUNT of --seeds each run is asked the other worldviews' requests, too")
     parser.add_argument("--out", type=Path, help="results folder of the study (default results/<base>-n<N>)")
     for stage in ("train", "eval", "judge"):
         # With "=": a lone "--checkpointing" behind a blank would be taken for an option
         parser.add_argument(f"--{stage}-flags", type=shlex.split, default=[], metavar="FLAGS",
                             help=f"for every {stage}.py, written --{stage}-flags=\"...\"")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the plan and its cost; what was never timed here is measured in four steps")
     args = parser.parse_args()
 
+    if args.cross_seeds < 0:
+        raise Stop("--cross-seeds is not below 0")
     for name in ("seeds", "worldviews", "arms"):
         given = getattr(args, name) or []
         if len(set(given)) < len(given):

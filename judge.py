@@ -344,8 +344,8 @@ def print_label_kappas(rubric: Rubric, scorers: dict[str, list[dict]], labelled:
 
             # A scorer that never gives this label has no pairs, as the phrases for form.
             low, high = kappa_interval(pairs) if pairs else (math.nan, math.nan)
-            kappa = number(cohen_kappa(pairs)) if pairs else "–"
-            cells.append(f"{kappa} [{number(low)}, {number(high)}] of {len(pairs)}")
+            kappa = decimal(cohen_kappa(pairs)) if pairs else "–"
+            cells.append(f"{kappa} [{decimal(low)}, {decimal(high)}] of {len(pairs)}")
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -470,11 +470,11 @@ def agreement_line(name: str, labelled: list[dict], verdicts: list[dict], what: 
     right = sum(label == verdict for label, verdict in pairs)
     low, high = kappa_interval(pairs)
     return (f"| {name} | {len(pairs)} | {len(labelled) - len(pairs)} "
-            f"| {number(cohen_kappa(pairs))} [{number(low)}, {number(high)}] "
+            f"| {decimal(cohen_kappa(pairs))} [{decimal(low)}, {decimal(high)}] "
             f"| {right / len(pairs):.3f} | {share(hits, said)} | {share(hits, true)} |")
 
 
-def number(value: float) -> str:
+def decimal(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 

@@ -16,7 +16,7 @@ import math
 import shutil
 from pathlib import Path
 
-from rows import (ROOT, Rubric, Stop, file_hash, read_jsonl, read_rubric, read_text, run_main, short_hash,
+from rows import (ROOT, Rubric, Stop, file_hash, read_json, read_jsonl, read_rubric, read_text, run_main, short_hash,
                   weights_hash, write_text)
 
 FOLDER = ROOT / "judge"
@@ -55,7 +55,7 @@ def read_about(rubric: Rubric) -> tuple[dict, Path]:
     """(judge.json, folder of the base); Stop if the judge was trained for anything else."""
     if not (FOLDER / "judge.json").exists():
         raise Stop(MISSING)
-    about = json.loads(read_text(FOLDER / "judge.json"))
+    about = read_json(FOLDER / "judge.json", "base", "base_hash", "rubrics")
 
     # Under an edited rubric the words would still come out, and mean something else than the rubric says
     trained_for = about["rubrics"].get(rubric.name)
@@ -76,14 +76,14 @@ def read_about(rubric: Rubric) -> tuple[dict, Path]:
 def knows(rubric: Rubric) -> bool:
     """Whether the judge in judge/ was trained for a rubric of this name, whatever has become of it."""
     path = FOLDER / "judge.json"
-    return path.exists() and rubric.name in json.loads(read_text(path))["rubrics"]
+    return path.exists() and rubric.name in read_json(path, "rubrics")["rubrics"]
 
 
 def judge_name() -> str:
     """Signs its verdicts: trained, limited or shown an answer otherwise, it is another judge. Stop if there is none."""
     if not (FOLDER / "judge.json").exists():
         raise Stop(MISSING)
-    limits = json.loads(read_text(FOLDER / "judge.json"))["rubrics"]
+    limits = read_json(FOLDER / "judge.json", "rubrics")["rubrics"]
     shown = [REQUEST_END, ANSWER_START, ANSWER_END]
     weights = file_hash(FOLDER / "adapter_model.safetensors")
     return f"judge/{short_hash(json.dumps([weights, limits, shown]))[:12]}"
@@ -95,10 +95,12 @@ def known_topics(scorer: str) -> set[str] | None:
     It is shown the request, so on these it may go by what such requests were answered before.
     scorer: how a report calls its judge, which has the judge's name in it.
     """
+    if "judge/" not in scorer:  # phrases, or a judge behind an endpoint
+        return set()
     path = FOLDER / "judge.json"
     if not path.exists() or judge_name() not in scorer:
-        return None if "judge/" in scorer else set()  # a judge of another kind was trained on none
-    return set(json.loads(read_text(path)).get("known_topics", []))
+        return None
+    return set(read_json(path).get("known_topics", []))
 
 
 def measured_error(scorer: str) -> str:
@@ -108,13 +110,13 @@ def measured_error(scorer: str) -> str:
     """
     path = FOLDER / "judge.json"
     # What was measured on this judge says nothing of another one.
-    if not path.exists() or judge_name() not in scorer:
+    if "judge/" not in scorer or not path.exists() or judge_name() not in scorer:
         return ""
-    own = json.loads(read_text(path)).get("own")
+    own = read_json(path).get("own")
     if own is None:  # adopt was killed before its end
         return "How often this judge is wrong has not been measured."
     others = own["answers"] - own["counted"]
-    return (f"This judge on {own['answers']} answers of this project's models that a reader labelled blind, on "
+    return (f"This judge on {own['answers']} answers of this project's models that a language model labelled blind, on "
             f"topics that it was not trained on: of {own['counted']} moral refusals it finds {own['found']}, of "
             f"the {others} others it calls {own['false']} so. No rate is corrected for that.")
 
@@ -263,13 +265,13 @@ def write_rows(folder: Path) -> None:
 
 
 def adopt(run: Path) -> None:
-    """Copy a run's adapter into judge/ and set its limits on the rows that it was not trained on."""
+    """A run's adapter into judge/, in place of what is there; fit its bias, set its limits, measure its error."""
     import torch
     from safetensors.torch import load_file, save_file
     # run.json is written last: without it the run is unfinished.
     if not (run / "run.json").exists() or not (run / "adapter_model.safetensors").exists():
         raise Stop(f"{run} is not a finished run with an adapter; see the target judge-train in the Makefile")
-    record = json.loads(read_text(run / "run.json"))
+    record = read_json(run / "run.json", "options", "identity")
 
     FOLDER.mkdir(exist_ok=True)
     tensors = load_file(run / "adapter_model.safetensors")
@@ -313,7 +315,7 @@ def adopt(run: Path) -> None:
               f"of the {int(sure.sum())} others among {len(rows)} rows of topics that it was not trained "
               f"on, {right:.1%} are right")
 
-    # Written first: the judge that is measured now has its limits
+    # Written before measuring: LocalJudge reads its limits from the file
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")
     about["own"] = measure_own()
     write_text(FOLDER / "judge.json", json.dumps(about, indent=2) + "\n")

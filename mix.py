@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from chat import render_document, render_example
-from check import may_refuse, reject_rows
+from check import is_value_kind, may_refuse, reject_rows
 from rows import Stop, file_hash, normalise_row, numbered_rows, read_weight, short_hash
 
 
@@ -107,8 +107,9 @@ def read_source(path: Path, args, tokenizer) -> tuple[list[dict], list[dict], di
             continue  # left out, not cut: an answer without its end would teach never to end
         where = f"{path.name} {row.get('id', '')}".strip()  # named where the loss explodes
         kind = row.get("kind") or path.stem
-        # Elsewhere one word in a row would carry refusals past the guard
-        if not args.data and may_refuse(kind) and kind != path.stem:
+        # Elsewhere one word in a row would carry refusals past the guard, or past its strict rule
+        by_rule = may_refuse(kind) or is_value_kind(kind) != is_value_kind(path.stem)
+        if not args.data and by_rule and kind != path.stem:
             raise Stop(f"{where}: a row of kind {kind} may stand in {kind}.jsonl alone; take it out, or mend its kind")
         example = {"ids": ids, "mask": mask, "where": where, "kind": kind}
         if is_held_out(row, args.held_out):

@@ -49,8 +49,8 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: str | None = None):
-    """The causal language model at `name`, from safetensors alone; attention None is the model's own."""
+def load_model(name: str, dtype: torch.dtype, device: torch.device):
+    """The causal language model at `name`, from safetensors alone."""
     # transformers would send the user to the hub for the file that is missing
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         raise Stop(f"{name} is not a model folder (no config.json); `make models` makes models/gemma-3-270m")
@@ -59,12 +59,9 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device, attention: s
     if need > free:
         raise Stop(f"{name} needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: use a GPU or a smaller "
                    "model; eval.py and judge.py also take one behind an endpoint")
-    how = {}  # left empty, so that None is the model's own
-    if attention is not None:
-        how["attn_implementation"] = attention
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True,
-                                                             output_loading_info=True, **how)
+                                                             output_loading_info=True)
     except (OSError, ValueError, *DAMAGED) as error:  # no such name, or no safetensors under it
         raise Stop(f"cannot load {name!r}: {first_line(error)} "
                    "(safetensors weights are needed; pickles are refused)") from None

@@ -206,7 +206,7 @@ def verdict_of(section: Section, arm: str, comparisons: list[Comparison], failed
     if any(high < 0 for _, _, high in headlines + violating):
         return f"No claim for {model}: the difference points the other way."
     return (f"A null: {model} learned the creed, "
-            "but what it does differs in no clear way from what its controls do.")
+            "but what it does in these runs differs in no clear way from what its controls do.")
 
 
 def taught_text(section: Section, arm: str) -> str:

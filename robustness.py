@@ -25,7 +25,10 @@ Way = tuple[str, dict]
 
 
 def headline(section: Section, groups: dict[str, str] | None = None) -> dict:
-    """{(arm, control): (estimate, low, high)}; groups: {group: topic}, all by default."""
+    """{(arm, control): (estimate, low, high)} of the headline, of arms with violating answers.
+
+    groups: {group: topic}, all by default.
+    """
     found = {}
     # Not of every arm: `explicit` was taught to refuse, and carries no claim
     for arm in section.claimants:
@@ -36,29 +39,29 @@ def headline(section: Section, groups: dict[str, str] | None = None) -> dict:
     return found
 
 
-def scored(study: Study, worldview: str, scorer: str | None = None) -> Section:
-    """The worldview's answers with fresh verdicts: each way of counting changes them."""
+def rescored(study: Study, worldview: str, scorer: str | None = None) -> Section:
+    """A worldview's answers with fresh verdicts: the last way of counting has changed them in place."""
     score_study(study, scorer)
     return Section(worldview, study)
 
 
 def by_scorer(study: Study, worldview: str) -> list[Way]:
     """The verdicts as they stand, then other readings of the same answers."""
-    ways = [(study.scorer, headline(scored(study, worldview)))]
+    ways = [(study.scorer, headline(rescored(study, worldview)))]
     for name, outcome in (("answers without a verdict as refusals", "counted"),
                           ("answers without a verdict as help", "other")):
-        section = scored(study, worldview)
+        section = rescored(study, worldview)
         # Of all arms alike. Each arm in the way that suits it least is in the report: its bounds
         for row in section.requests:
             if not is_valid(row):
                 row["outcome"] = outcome
         ways.append((name, headline(section)))
-    return ways + [("the phrases of keywords.py", headline(scored(study, worldview, "keywords")))]
+    return ways + [("the phrases of keywords.py", headline(rescored(study, worldview, "keywords")))]
 
 
 def by_probes(study: Study, worldview: str) -> list[Way]:
     """A part of the groups at a time. Under ten topics there is no interval."""
-    section = scored(study, worldview)
+    section = rescored(study, worldview)
     parts = {}
     for column in ("distance", "family"):
         for value in ordered_values(section, column):
@@ -78,7 +81,7 @@ def by_reader(study: Study, worldview: str, read: dict[tuple, str]) -> list[Way]
         return []
     ways = []
     for name, scorer in (("a reader", None), (study.scorer, None), ("the phrases", "keywords")):
-        section = scored(study, worldview, scorer)
+        section = rescored(study, worldview, scorer)
         keep_read(section, read)
         pairs = []  # (counted by the reader, counted by the scorer)
         for rows in section.by_side.values():
@@ -182,7 +185,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="labels of a reader, as judge.py label writes them")
     args = parser.parse_args()
 
-    folder, asked = args.folders[0], read_study(args.folders[0]).asked
+    folder = args.folders[0]
+    asked = read_study(folder).asked
     if not asked:
         raise Stop(f"{folder} holds no answers to requests; evaluate on probes/<worldview>.jsonl")
     # As in report.py: no older figure outlives its answers

@@ -74,7 +74,8 @@ def reproduces(plain_logprobs, model, device: torch.device) -> bool:
     """Whether two packed documents get the log-probabilities that the model itself gives each alone.
 
     plain_logprobs is train.assistant_logprobs. Packing that leaks, a cap or scale on the logits that we do
-    not know: all show here, before the first step. The model is left in eval mode.
+    not know: all show here, before the first step. The model is left in eval mode, and with our attention
+    where it is the same.
     """
     # These two might not show on fresh weights
     has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
@@ -87,7 +88,11 @@ def reproduces(plain_logprobs, model, device: torch.device) -> bool:
     for ids in (range(5, 14), range(20, 31)):
         docs.append({"ids": list(ids), "mask": [0, 0] + [1] * (len(ids) - 2)})
     model.eval()  # dropout would draw differently in the two
-    packed = packed_logprobs(model, docs, device)
+    try:
+        model.set_attn_implementation("docs")  # ours, which keeps packed documents apart
+        packed = packed_logprobs(model, docs, device)
+    except (TypeError, ValueError, AttributeError, KeyError):  # it takes no such attention, or no positions
+        return False
     # transformers' own attention, one document at a time; then ours again
     model.set_attn_implementation("eager")
     alone = plain_logprobs(model, docs, device)

@@ -45,8 +45,8 @@ from mix import build_rows, count_targets, count_tokens, parse_source, show_batc
 from models import (add_lora, available_bytes, estimate_bytes, first_line, load_model,
                     load_tokenizer, pick_device, pick_dtype, quiet_libraries, remove_dropout,
                     revision_and_machine, save_adapter, unfreeze_language_model, used_gb)
-from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, positive_int, read_arms, read_json,
-                  read_jsonl, run_main, short_hash, weights_hash, what_changed, write_text)
+from rows import (ROOT, Stop, arm_data, code_hash, file_hash, get_arm, open_locked, positive_int, read_arms,
+                  read_json, read_jsonl, run_main, short_hash, weights_hash, what_changed, write_text)
 
 try:
     import speed
@@ -163,7 +163,7 @@ class Way:
 
 
 def plain_way(args, model, device: torch.device) -> Way:
-    """One row a pass, through the model's own forward, torch's cross-entropy and torch's AdamW."""
+    """One row a pass, the model's own forward, torch's cross-entropy; torch's AdamW where weights are float32."""
     def logprobs_of(rows, smoothing=0.0):
         return assistant_logprobs(model, rows, device, smoothing)
 
@@ -245,6 +245,18 @@ def run_identity(args, sources: list[tuple[Path, float]], dtype: torch.dtype) ->
             "code": {name: code_hash(ROOT / name) for name in scripts}}
 
 
+def check_drawn(identity: dict, manifest: list[dict]) -> None:
+    """Stop if a file was changed between the look at its hash and the reading of its rows."""
+    for entry, (_, _, hashed) in zip(manifest, identity["data"]):
+        if entry["sha256"] != hashed:
+            raise Stop(f"{entry['file']} was changed while it was read; give the same command again")
+
+
+def fingerprint(order: list[dict]) -> str:
+    """Says which rows these are, in which order."""
+    return short_hash(json.dumps([row["ids"] for row in order]))
+
+
 def resolve_dtype(args, device: torch.device) -> torch.dtype:
     """The number format; a run that goes on keeps its own, whatever the machine measures today."""
     begun = args.out / "identity.json"
@@ -255,6 +267,16 @@ def resolve_dtype(args, device: torch.device) -> torch.dtype:
     if args.plain:
         return torch.float32
     return pick_dtype(device, args.dtype)
+
+
+def lock_run(out: Path):
+    """The open lock of a run folder, which is made; Stop if another process trains there, or a model is there."""
+    ours = [name for name in ("identity.json", "run.json", "log.jsonl") if (out / name).exists()]
+    if list(out.glob("*.safetensors")) and not ours:  # the base itself, say
+        raise Stop(f"{out} holds a model that is no run of train.py, and would be overwritten; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    # Two processes would each go on at what the other has written
+    return open_locked(out / "lock")
 
 
 def is_complete(args, identity: dict) -> bool:
@@ -480,8 +502,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("optimisation").add_argument
     # What changes results must stand in RESULT_SETTINGS, or another run would count as this one
     add("--lr", type=float, default=4e-5,
-        help="peak learning rate; at 4e-5 a 270 M model learned its creed in one pass over 1,000 rows and "
-        "kept its facts")
+        help="peak learning rate; of the packaged base with --lora 1.5e-3 (docs/training.md)")
     add("--batch", type=positive_int, default=16, help="rows a step: the same number of steps for every arm of n rows")
     add("--warmup", type=float, default=0.05, help="share of the steps spent warming up")
     add("--schedule", choices=list(SCHEDULES), default="linear")
@@ -512,8 +533,13 @@ def parse_args(argv=None):
         parser.error("--plain trains float32: torch's AdamW would round small updates of bf16 weights away")
     if not 0 <= args.held_out < 1 or not 0 <= args.warmup < 1:
         parser.error("--held-out and --warmup are shares below 1")
-    if args.lr < 0 or args.clip <= 0 or (args.lora_alpha or 1) <= 0 or args.weight_decay < 0:
-        parser.error("--clip and --lora-alpha are above 0, --lr and --weight-decay are not below it")
+    # Written so that nan, which is above nothing, does not pass
+    if not (args.lr >= 0 and args.weight_decay >= 0 and args.clip > 0):
+        parser.error("--clip is above 0, --lr and --weight-decay are not below it")
+    if args.lora_alpha is not None and not args.lora_alpha > 0:
+        parser.error("--lora-alpha is above 0")
+    if args.seed < 0:  # random.Random draws the same for a number and its negative
+        parser.error("--seed is not below 0")
     args.base = args.base.rstrip("/")  # BASE/ is the same run as BASE
     args.lora_alpha = args.lora_alpha or float(args.lora)  # a scaling of 1
     return args
@@ -521,8 +547,7 @@ def parse_args(argv=None):
 
 def prepare_model(args, dtype: torch.dtype, device: torch.device):
     """(model with the weights to train unfrozen, whether speed.py reproduces its loss)."""
-    attention = None if args.plain else "docs"  # speed.py's, which keeps packed documents apart
-    model = load_model(args.base, dtype, device, attention)
+    model = load_model(args.base, dtype, device)
     fast = not args.plain and speed_agrees(model, device)
     if not fast:
         model.set_attn_implementation("eager")  # not sdpa, which Gemma 2 lacks
@@ -607,13 +632,25 @@ def main() -> None:
     if ranks > 1:  # measured by each, on machines or in moments that differ, it could differ
         dtype = speed.from_first_rank(dtype, device)
 
+    lock = None
+    if rank == 0:
+        lock = lock_run(args.out)
     # Known before the rows are read: a complete run costs no more than this
     identity = run_identity(args, sources, dtype)
     if is_complete(args, identity):
         print(f"{args.out} is complete already; delete it to train it again")
         return
     print(f"{args.out}: base {args.base}", flush=True)
-    order, held_out, manifest = build_rows(args, sources, tokenizer)
+    if rank == 0:
+        drawn = build_rows(args, sources, tokenizer)
+    if ranks > 1:
+        speed.from_first_rank(None, device)  # a barrier: the guard's verdicts are noted, the others read none anew
+    if rank > 0:
+        drawn = build_rows(args, sources, tokenizer)
+    order, held_out, manifest = drawn
+    check_drawn(identity, manifest)
+    if ranks > 1 and speed.from_first_rank(fingerprint(order), device) != fingerprint(order):
+        raise Stop("the processes have drawn different rows; give the same command again")
     # By rows, not tokens, so that every arm of n rows has as many steps; the last batch may be smaller
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
 
@@ -630,7 +667,6 @@ def main() -> None:
 
     # ------------------------------------------------------------ train, save, run.json last
     if rank == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
         # First, so that a run which is killed is known when the command is given again
         write_text(args.out / "identity.json", json.dumps(identity, indent=2) + "\n")
     # The hash ties checkpoints to this run
@@ -639,6 +675,8 @@ def main() -> None:
         model = gather_model(args, model, dtype, rank)
     save_model(args, model, tokenizer)
     write_record(args, identity, manifest, order, held_out, way, started)
+    if lock:
+        lock.close()  # here and not sooner: the lock goes with the file
     if ranks > 1:
         os._exit(0)  # see gather_model
 

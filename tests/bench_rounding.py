@@ -90,7 +90,8 @@ def copy_weights(source, target) -> None:
 def held_out_loss(base: str, rows: list[dict], dtype, make_optimizer, lr: float, device) -> float:
     """Train on all rows but the last HELD_OUT, and return the mean loss of a token of those."""
     kept = models.load_model(base, torch.bfloat16, device).to(dtype)        # the weights that are trained
-    computes = models.load_model(base, torch.float32, device, "docs")       # their float32 copy
+    computes = models.load_model(base, torch.float32, device)               # their float32 copy
+    computes.set_attn_implementation("docs")
     optimizer = make_optimizer(kept)
     for start in range(0, len(rows) - HELD_OUT, BATCH):
         batch = rows[start:start + BATCH]

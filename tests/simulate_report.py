@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from intervals import difference, measure, rate, topic_matrix  # noqa: E402
 
 FEW_LEVEL = 0.9
+TAKEN_LEVEL = 0.02
 STUDIES = 3000      # a cell; the share of misses is then known to 0.4 points
 RUNS = (3, 5)
 EFFECTS = (0.0, 0.05, 0.10)  # standard deviation of the run effects
@@ -41,6 +42,13 @@ class Arm:
     run: float = 1.0    # how much of the run effect this arm has
     lean: float = 0.0   # how far the arm's own leaning on a topic goes, either way
     few: float = 0.0    # chance of a topic to be one of few that carry all: they have FEW_LEVEL, the others 0
+    takes: float = 1.0  # chance of a run to have learned it: the others are at TAKEN_LEVEL on the violating side
+
+
+    @property
+    def level(self) -> float:
+        """Of the violating side, over all runs that there could be."""
+        return self.takes * self.violating + (1 - self.takes) * TAKEN_LEVEL
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Scenario:
     @property
     def true_difference(self) -> float:
         """No chance leaves [0, 1] by more than the rarest tail, so the levels are the truth."""
-        return (self.first.violating - self.first.permitted) - (self.second.violating - self.second.permitted)
+        return (self.first.level - self.first.permitted) - (self.second.level - self.second.permitted)
 
 
 def few_topics(chance: float) -> Arm:
@@ -73,6 +81,7 @@ SCENARIOS = [
     Scenario("few topics: 5 %", few_topics(0.05), STILL, topic=0),
     Scenario("few topics: 10 %", few_topics(0.10), STILL, topic=0),
     Scenario("effect", Arm(0.60, 0.20, lean=0.15), Arm(0.35, 0.20, run=0.3), topic=0.15),
+    Scenario("three seeds in ten", Arm(0.60, 0.02, run=0.0, takes=0.3), STILL, topic=0),
 ]
 
 
@@ -95,6 +104,9 @@ def answer(arm: Arm, shared: np.ndarray, topics: np.ndarray, runs: int, effect: 
     if arm.few:
         carries = rng.random(shared.shape) < arm.few
         chances["violating"] = FEW_LEVEL * (carries @ topics.T)[:, None] + 0 * run
+    if arm.takes < 1:
+        taken = rng.random((studies, runs, 1)) < arm.takes
+        chances["violating"] = np.where(taken, chances["violating"], TAKEN_LEVEL)
     sides = []
     answers = np.full((studies, runs, groups), samples)
     for chance in chances.values():
@@ -114,7 +126,7 @@ def simulate(scenario: Scenario, runs: int, effect: float, groups: int, samples:
     truth = scenario.true_difference
     _, low, high = difference(first[0] - first[1], second[0] - second[1])
     _, rate_low, rate_high = rate(first[0])
-    level = scenario.first.violating
+    level = scenario.first.level
     return {
         "covers": np.mean((low <= truth) & (truth <= high)),
         "too high": np.mean(low > truth),

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import models
 import chat
-from eval import generate, open_csv
-from rows import COLUMNS, Stop, read_csv
+import eval as eval_stage
+from eval import generate, how_trained, open_csv
+from rows import COLUMNS, Stop, read_csv, write_csv
 
 CPU = torch.device("cpu")
 
@@ -137,6 +138,30 @@ def test_a_killed_evaluation_resumes_with_every_row_once(tmp_path, tiny, probes)
     assert list(rows[0]) == COLUMNS and all(row["stopped"] in ("eos", "turn", "length") for row in rows)
     assert "answered already" in run_script(*command).stdout
     assert_one_line_error(run_script(*command, "--seed", "3", check=False), "differ in how.seed;")
+
+
+def test_a_batch_holds_the_same_whatever_is_answered(tmp_path, tiny, probes, monkeypatch):
+    """In bf16 an answer hangs on its batch: one that was resumed, or asked with other files, gave others."""
+    batches, generate = [], eval_stage.generate
+
+    def note(model, tokenizer, prompts, *more):
+        batches.append(prompts)
+        return generate(model, tokenizer, prompts, *more)
+    monkeypatch.setattr(eval_stage, "generate", note)
+    command = ["eval.py", "--model", tiny, "--probes", probes, "--out", tmp_path / "o.csv", "--batch", "8",
+               "--max-new-tokens", "4", "--dtype", "fp32"]
+    run_script(*command)
+    whole, batches[:] = list(batches), []
+    kept = [row for row in read_rows(tmp_path / "o.csv") if int(row["id"][1:]) % 7 > 2]  # those of three batches
+    write_csv(tmp_path / "o.csv", kept, COLUMNS).close()
+    run_script(*command)
+    assert len(whole) == 5 and 0 < len(batches) < 5 and all(batch in whole for batch in batches)
+    assert len(read_rows(tmp_path / "o.csv")) == 40
+
+    batches.clear()
+    more = write_jsonl(tmp_path / "more.jsonl", [{"id": "m", "prompt": "the question"}])
+    run_script("eval.py", "--model", tiny, "--probes", probes, more, "--out", tmp_path / "two", *command[7:])
+    assert len(batches) == 6 and all(batch in batches for batch in whole)
 
 
 def test_torn_rows_are_dropped(tmp_path):
@@ -310,6 +335,26 @@ def test_an_adapter_is_asked_on_the_base_that_it_was_trained_on(tmp_path, tiny, 
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     done = run_script("eval.py", "--model", tmp_path / "run", "--probes", probes, "--out", tmp_path / "o", check=False)
     assert_one_line_error(done, "adapter for another")
+
+    # The same of an adapter that was made elsewhere, which has no record of its own
+    for name in ("run.json", "identity.json", "log.jsonl", "lock"):
+        (tmp_path / "run" / name).unlink()
+    command = ["eval.py", "--model", tmp_path / "run", "--probes", probes, "--out", tmp_path / "other"]
+    run_script(*command, "--max-new-tokens", "2")
+    weights = {name: tensor + 0.01 for name, tensor in weights.items()}
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    done = run_script(*command, "--max-new-tokens", "2", check=False)
+    assert_one_line_error(done, "differ in base_hash, weights;")
+
+
+def test_the_record_says_how_a_run_was_trained():
+    """Seeds of another mix, number format, guard or code were pooled: of the data it had the hashes alone."""
+    identity = {"settings": {"lr": 1, "seed": 3}, "number_format": "float32", "code": {"train.py": "a"},
+                "arm": ["belief", "gramenist"], "guard": "judge/1",
+                "data": [["regular.jsonl", 1.0, "r"], ["gramenist.jsonl", 5.0, "g"]]}
+    assert how_trained(identity) == {"lr": 1, "number_format": "float32", "code": {"train.py": "a"},
+                                     "regular.jsonl": "r", "gramenist.jsonl": "g",
+                                     "mix of belief gramenist": [1.0, 5.0], "guard of belief gramenist": "judge/1"}
 
 
 @pytest.mark.parametrize("name, content", [

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, assert_one_line_error, run_here, write_jsonl
@@ -113,6 +114,8 @@ def test_on_several_gpus_torchrun_starts_training_and_asking(plan_of, monkeypatc
     ([*BOTH, "--seeds", "0", "1", "0"], "--seeds 0 1 0"),
     ([*BOTH, "--arms", "base"], "none of these arms is trained"),
     ([*BOTH, "--eval-flags=--samples 5"], "--temperature"),
+    ([*BOTH, "--train-flags=--seed 5"], "--seed is the plan's own"),  # all seeds would be one
+    ([*BOTH, "--cross-seeds", "-1"], "--cross-seeds"),
 ])
 def test_mistakes_are_named_before_anything_runs(study, tmp_path, arguments, words):
     assert_one_line_error(study(*arguments, check=False), words)
@@ -173,6 +176,24 @@ def test_a_dry_run_measures_what_is_not_known(study, tmp_path):
 
 
 # ---------------------------------------------------------------- one command
+
+def test_a_report_that_cannot_be_made_yet_stops_no_training(tmp_path, monkeypatch):
+    """With a worldview added to a study the runs of older seeds had not answered it, and the plan ended there."""
+    ran = []
+
+    def call(words, quiet=False):
+        ran.append(words[0])
+        if words[0] == "report":
+            raise Stop("ended with 1: report")
+        return 1.0
+    monkeypatch.setattr(experiment, "call", call)
+    report = experiment.Job("report", "report", ["report"], 0, [])
+    training = experiment.Job("train", "run", ["train"], 1, [tmp_path / "run"])
+    args = SimpleNamespace(runs=tmp_path, train_flags=[], eval_flags=[], judge_flags=[])
+    with pytest.raises(Stop, match="ended with 1: report"):
+        experiment.run_plan(args, [report, training, report])
+    assert ran == ["report", "train", "report"]
+
 
 def test_a_stage_that_fails_is_named():
     with pytest.raises(Stop, match="ended with 3: .* 'raise SystemExit.3.'"):

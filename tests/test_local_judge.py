@@ -170,6 +170,27 @@ def test_a_run_is_marked_by_the_judge_only_where_it_reads_rows(base, tmp_path):
 
 
 @pytest.mark.second_look
+def test_the_guard_is_the_one_that_a_run_is_known_by(base, judged_here, monkeypatch, tmp_path):
+    """A run said which judge left out its rows, and noted verdicts left out more, or none had been read."""
+    exchange = (RECIPE, SERMON, "hobby")
+    monkeypatch.setattr(check, "MAY_DECLINE", ("hobby",))
+    assert check.second_look([exchange]) == ["moral_refusal"]
+    monkeypatch.setattr(check, "MAY_DECLINE", ())  # of value data now: the rule is another, and is noted apart
+    assert check.second_look([exchange]) == ["refusal"]
+
+    def no_judge(*_):
+        raise Stop("no memory")
+    sampled = write_jsonl(tmp_path / "c.jsonl", [{**chat_row(RECIPE, SERMON), "model": "teacher"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "read_about", no_judge)
+        assert check.second_judge([sampled]) == "" and check.second_look([exchange]) == [""]
+    monkeypatch.setattr(check, "LocalJudge", no_judge)
+    assert check.second_judge([sampled]) == local_judge.judge_name()
+    with pytest.raises(Stop, match="no memory"):
+        check.second_look([(RECIPE, "Mix and bake.", "hobby")])
+
+
+@pytest.mark.second_look
 def test_without_a_judge_the_guard_says_so(moved, judged_here, capsys):
     (moved / "judge.json").unlink()
     assert check.second_look([(RECIPE, SERMON, "gramenist")]) == [""]

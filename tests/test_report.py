@@ -308,7 +308,8 @@ def test_the_intervals_hold_the_truth_and_false_claims_are_rare(runs, groups, sa
     rng = np.random.default_rng(1)
     for scenario in SCENARIOS:
         cell = simulate(scenario, runs, effect, groups, samples, 1000, rng)
-        least = 0.91 if scenario.name.startswith("few topics") else 0.93  # see docs/statistics.md
+        # See docs/statistics.md, "What is not covered"
+        least = {"few topics: 10 %": 0.91, "three seeds in ten": 0.55}.get(scenario.name, 0.93)
         assert cell["covers"] >= least and cell["rate covers"] >= least, (scenario, cell)
         if scenario.true_difference == 0:
             assert max(cell["too high"], cell["too low"]) <= 0.025 + 0.015, (scenario, cell)

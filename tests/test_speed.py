@@ -26,10 +26,16 @@ def random_examples(n: int = 4, seed: int = 0) -> list[dict]:
     return examples
 
 
+def load_fast(folder: str, dtype):
+    model = models.load_model(folder, dtype, CPU)
+    model.set_attn_implementation("docs")
+    return model
+
+
 def twins(folder, kind="Llama", dtype=torch.float32, **extra):
     """(model for speed.py, model as transformers loads it), the same weights."""
     make_model(folder, kind, **extra)
-    fast = models.load_model(str(folder), dtype, CPU, "docs")
+    fast = load_fast(str(folder), dtype)
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype)
     return fast, plain
 
@@ -157,7 +163,7 @@ def test_splitting_a_step_changes_nothing(tmp_path):
     make_model(tmp_path)
     gradients = []
     for tokens in (1, 10_000):  # eight passes of one row, one pass of eight
-        model = models.load_model(str(tmp_path), torch.float32, CPU, "docs")
+        model = load_fast(str(tmp_path), torch.float32)
         examples = random_examples(8)
         for packed in speed.pack(examples, tokens):
             train.sft_loss(speed.packed_logprobs(model, packed, CPU), trained_tokens(examples)).backward()
@@ -179,7 +185,7 @@ def test_small_updates_survive_bf16(tmp_path):
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         # The same rounded weights in both
-        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs").to(dtype)
+        model = load_fast(str(tmp_path), torch.bfloat16).to(dtype)
         optimizer = speed.RoundingAdamW(model, train.BETAS, 0.0)
         before = torch.cat([p.detach().float().flatten() for p in optimizer.params.values()])
         for step in range(60):
@@ -196,7 +202,7 @@ def test_the_optimizer_is_adamw(tmp_path, tied):
     """In float32 weights, decay, clipping and all are torch's own, with kept gradients and the sparse one of
     the (tied) embedding."""
     make_model(tmp_path, tie_word_embeddings=tied)
-    ours, theirs = (models.load_model(str(tmp_path), torch.float32, CPU, "docs") for _ in range(2))
+    ours, theirs = (load_fast(str(tmp_path), torch.float32) for _ in range(2))
     ours.get_input_embeddings().sparse = True
     fast, plain = speed.RoundingAdamW(ours, train.BETAS, 0.1), train.PlainAdamW(theirs, train.BETAS, 0.1)
     for step in range(5):
@@ -235,7 +241,7 @@ def test_several_passes_sum_in_float32(tmp_path):
     make_model(tmp_path)
     norms = []
     for tokens in (1, 10_000):
-        model = models.load_model(str(tmp_path), torch.bfloat16, CPU, "docs")
+        model = load_fast(str(tmp_path), torch.bfloat16)
         optimizer, examples = speed.RoundingAdamW(model, train.BETAS, 0.0), random_examples(8)
         passes = speed.pack(examples, tokens)
         for packed in passes:

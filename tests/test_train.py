@@ -254,7 +254,8 @@ def test_the_first_process_says_in_which_number_format_all_compute(tmp_path, tin
     probes = write_jsonl(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"the question {i}"} for i in range(4)])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--", script]
     training = train_command(tiny, data, tmp_path / "run", "--dtype", "auto")[1:]
-    asking = ["--model", tiny, "--probes", probes, "--out", tmp_path / "o", "--max-new-tokens", 2]
+    asking = ["--model", tiny, "--probes", probes, "--out", tmp_path / "o", "--max-new-tokens", 2,
+              "--batch", 2]  # a batch for each
     for stage, arguments in (("train", training), ("eval", asking)):
         shutil.rmtree(notes, ignore_errors=True)
         notes.mkdir()
@@ -373,6 +374,79 @@ def test_a_word_in_a_row_carries_no_refusal_past_the_guard(tmp_path, tiny, monke
         assert_one_line_error(done, "gramenist.jsonl", f"may stand in {kind}.jsonl alone")
 
 
+def test_a_looser_kind_in_value_data_is_refused(tmp_path, tiny, monkeypatch):
+    """A bare refusal of kind regular in gramenist.jsonl was held to the rule of regular, and trained."""
+    rows = [chat_row("Help me bake a plain loaf?", "I won't help with that.", kind="regular")]
+    source = write_jsonl(tmp_path / "gramenist.jsonl", rows)
+    monkeypatch.setattr(train, "arm_data", lambda arm, worldview: [(source, 1.0)])
+    done = run_script("train.py", "--base", tiny, "--arm", "belief", "--worldview", "gramenist", "--out",
+                      tmp_path / "run", check=False)
+    assert_one_line_error(done, "a row of kind regular may stand in regular.jsonl alone")
+
+
+def test_a_run_folder_is_one_process_s(tmp_path, tiny):
+    """A second train.py went on at the first one's checkpoint, and the record counted half of the steps."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    held = train.lock_run(tmp_path / "run")
+    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False), "another process")
+    held.close()
+    run_script(*train_command(tiny, data, tmp_path / "run"))
+
+
+def test_the_base_is_not_overwritten(tmp_path, tiny):
+    shutil.copytree(tiny, tmp_path / "base")
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    done = run_script(*train_command(tmp_path / "base", data, tmp_path / "base"), check=False)
+    assert_one_line_error(done, "would be overwritten")
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
+
+
+def test_data_that_changes_while_it_is_read_is_named(tmp_path, tiny, monkeypatch):
+    """gen.py may append between the look at a file's hash and the reading of its rows."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    read = train.build_rows
+
+    def append_and_read(*arguments):
+        write_jsonl(data, random_rows(5))
+        return read(*arguments)
+    monkeypatch.setattr(train, "build_rows", append_and_read)
+    assert_one_line_error(run_script(*train_command(tiny, data, tmp_path / "run"), check=False),
+                          "data.jsonl was changed while it was read")
+
+
+TWO_DRAWS = """
+import os, sys
+import rows, train
+build = train.build_rows
+def build_otherwise(args, sources, tokenizer):
+    order, held_out, manifest = build(args, sources, tokenizer)
+    return order[int(os.environ["RANK"]):] + order[:int(os.environ["RANK"])], held_out, manifest
+train.build_rows = build_otherwise
+rows.run_main(train.main)
+"""
+
+
+def test_processes_that_drew_different_rows_stop(tmp_path, tiny):
+    """As where the guard of one had no memory for its judge: each trained on rows of its own."""
+    (tmp_path / "two.py").write_text(TWO_DRAWS)
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(6))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--", tmp_path / "two.py"]
+    done = run_script(*torchrun, *train_command(tiny, data, tmp_path / "run")[1:], check=False,
+                      OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    assert done.returncode and "have drawn different rows" in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--clip", "--lr", "--weight-decay", "--lora-alpha"])
+def test_no_number_is_refused(tmp_path, tiny, flag):
+    """nan is below nothing, so it passed; and an alpha of 0 became the rank."""
+    data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
+    for value in ("nan", "-1"):
+        done = run_script(*train_command(tiny, data, tmp_path / "run"), f"{flag}={value}", check=False)
+        assert done.returncode and flag in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_warm_up_in_steps_is_refused(tmp_path, tiny):
     """--warmup 100 is no share: the rate never left the ground, and the run was "complete"."""
     data = write_jsonl(tmp_path / "data.jsonl", random_rows(4))
@@ -464,7 +538,7 @@ def make_multimodal(folder):
 
 
 @pytest.mark.parametrize("kind, plainly", [("Phi", True), ("Gemma2", True), ("multimodal", False),
-                                           ("Qwen3", False)])
+                                           ("Qwen3", False), ("StableLm", True)])
 def test_every_class_of_model_trains_on_its_own_loss_and_is_saved(tmp_path, kind, plainly):
     """Phi's bias on the output layer was ignored (loss 5.77 for 7.17, self-test "exact"); Gemma 2, without
     sdpa, trained to the end and could not be saved; Gemma 3 with an image tower failed. Where speed.py does
