@@ -289,9 +289,14 @@ def agree(args) -> None:
     if args.model:
         # Its replies are kept beside the labels, so comparing again costs nothing.
         judges.append(EndpointJudge(args, rubric, args.file.with_suffix(".judge.jsonl")))
-    # Under a rubric of the user's own the judge in judge/ has nothing to say.
+    # Under a rubric of the user's own the judge in judge/ has nothing to say; under an edited one of ours it stops.
     if knows(rubric) and not args.keywords_only:
-        judges.append(LocalJudge(rubric))
+        try:
+            judges.append(LocalJudge(rubric))
+        except Stop as error:
+            if not judges:
+                raise
+            print(f"without the judge in judge/: {error}")
     for judge in judges:
         # {place: verdict}, for they come in any order.
         verdicts = dict(tqdm(judge.read(pairs), total=len(pairs), desc=judge.name, unit="answer"))
