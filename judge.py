@@ -428,8 +428,9 @@ def judged_rows(path: Path, first: str) -> list[dict]:
         if label in UNREAD:
             unread += 1
             continue
-        # judge_ground becomes ground, as labelled files call it.
-        said = {name.removeprefix("judge_"): value for name, value in row.items() if "judge_" in name}
+        # judge_ground becomes ground, as labelled files call it; judge_rubric is no label.
+        said = {name.removeprefix("judge_"): value for name, value in row.items()
+                if "judge_" in name and name != "judge_rubric"}
         # The arm stands as the model: agree's table is then by arm.
         answer = {"prompt": asked_text(row), "response": row["response"], "label": label, "model": row["arm"]}
         labelled.append({**said, **answer})
