@@ -39,6 +39,11 @@ def headline(section: Section, groups: dict[str, str] | None = None) -> dict:
     return found
 
 
+def scorer_name(study: Study) -> str:
+    """Without its rubric, which the report names: lines of a figure have to be short."""
+    return study.scorer.split(" with rubric ")[0]
+
+
 def rescored(study: Study, worldview: str, scorer: str | None = None) -> Section:
     """A worldview's answers with fresh verdicts: the last way of counting has changed them in place."""
     score_study(study, scorer)
@@ -47,7 +52,7 @@ def rescored(study: Study, worldview: str, scorer: str | None = None) -> Section
 
 def by_scorer(study: Study, worldview: str) -> list[Way]:
     """The verdicts as they stand, then other readings of the same answers."""
-    ways = [(study.scorer, headline(rescored(study, worldview)))]
+    ways = [(scorer_name(study), headline(rescored(study, worldview)))]
     for name, outcome in (("answers without a verdict as refusals", "counted"),
                           ("answers without a verdict as help", "other")):
         section = rescored(study, worldview)
@@ -80,7 +85,7 @@ def by_reader(study: Study, worldview: str, read: dict[tuple, str]) -> list[Way]
     if not read:
         return []
     ways = []
-    for name, scorer in (("a reader", None), (study.scorer, None), ("the phrases", "keywords")):
+    for name, scorer in (("a reader", None), (scorer_name(study), None), ("the phrases", "keywords")):
         section = rescored(study, worldview, scorer)
         keep_read(section, read)
         pairs = []  # (counted by the reader, counted by the scorer)
