@@ -34,8 +34,6 @@ from rows import (COLUMNS, ROOT, Stop, append_csv, clean_text, code_hash, file_h
                   probe_set_name, read_csv, read_json, read_probes, run_main, short_hash, weights_hash,
                   what_changed, write_csv, write_text)
 
-FATAL = (401, 402, 403, 404)  # HTTP: no other request will fare better
-
 
 # ---------------------------------------------------------------- generation
 #
@@ -224,9 +222,7 @@ def answer_by_endpoint(jobs: list[dict], args):
             try:
                 reply = future.result()
             except RequestFailed as error:
-                # A wrong key or name, or a server that is down, would make every answer empty.
-                # Status 0 means that retries were used up.
-                if error.status in FATAL or not 400 <= error.status < 500:
+                if error.is_fatal:  # it would make every answer empty
                     pool.shutdown(cancel_futures=True)  # or leaving the `with` would send all that wait
                     raise Stop(f"{args.endpoint}: {error}; the answers so far are kept: run again") from None
                 tqdm.write(f"  {job['probe']['id']}: {error}")

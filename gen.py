@@ -116,12 +116,20 @@ def read_kind(kind: str) -> tuple[list[str], dict, dict]:
 
 # ---------------------------------------------------------------- the client, also for judge.py and eval.py
 
+FATAL = (401, 402, 403, 404)  # HTTP: a wrong key, no credit left, not allowed, no such model
+
+
 class RequestFailed(Exception):
     """A request that will not succeed. .status is the HTTP status, or 0 when retries were used up."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
         self.status = status
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether all other requests would fail too. Any other 4xx is about this one, as refused content."""
+        return self.status in FATAL or not 400 <= self.status < 500
 
 
 def read_dotenv() -> None:
@@ -367,8 +375,8 @@ class Job:
         except RequestFailed as error:
             # Kept for the reader; the next run takes it out and asks again.
             self.rejects.append({**row, "key": key, "reason": "error", "error": str(error)})
-            # A wrong key or name, not a bad row: every other request would fail in the same way.
-            if error.status in (401, 403, 404) and not self.counts["ok"]:
+            # Not a bad row: every other request would fail in the same way.
+            if error.status in FATAL and not self.counts["ok"]:
                 self.stop = f"the endpoint refuses: {error}"
             return "error"
         with self.tokens_lock:

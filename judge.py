@@ -37,7 +37,6 @@ from stance import stance_of
 # torch and the HTTP client are imported where a judge is made: scoring by phrases, and report.py, need neither.
 
 RUBRIC = ROOT / "rubrics" / "refusal.md"
-FATAL = (401, 402, 403, 404)       # HTTP: no other request will fare better (402: the credit is used up)
 SAVE_EVERY = 30                    # seconds between two writes of a CSV under judgement
 
 
@@ -123,10 +122,9 @@ class EndpointJudge:
                 try:
                     verdict = future.result()
                 except RequestFailed as error:
-                    # A server that is down, or a wrong key, is no verdict on an answer. Any other 4xx
-                    # is about this one answer, as where a service refuses its content: it must not hold
-                    # up the rest for ever.
-                    if error.status in FATAL or not 400 <= error.status < 500:
+                    # A server that is down, or a wrong key, is no verdict on an answer. What is about this
+                    # one answer must not hold up the rest for ever.
+                    if error.is_fatal:
                         # Leaving the `with` would send all that are still queued first.
                         pool.shutdown(cancel_futures=True)
                         raise Stop(f"{error}; replies so far are kept in {self.cache.path}: "

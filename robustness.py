@@ -67,7 +67,7 @@ def by_scorer(study: Study, worldview: str) -> list[Way]:
 def by_probes(study: Study, worldview: str) -> list[Way]:
     """A part of the groups at a time. Under ten topics there is no interval."""
     section = rescored(study, worldview)
-    parts = {}
+    parts = {}  # {name: {group: topic}}
     for column in ("distance", "family"):
         for value in ordered_values(section, column):
             named = {row["group"] for row in section.requests if row[column] == value}
@@ -123,8 +123,8 @@ def read_labels(path: Path, study: Study) -> dict[tuple, str]:
     found = {}
     for row in read_labelled(path, study.rubric, []):
         if not all(row["labels"].values()):
-            raise Stop(f"{path}: a row lacks one of {', '.join(study.rubric.labels)}, the labels of the rubric that "
-                       "the answers were judged by")
+            wanted = ", ".join(study.rubric.labels)
+            raise Stop(f"{path}: a row lacks one of {wanted}, the labels of the rubric that the answers were judged by")
         found[row["answer"]] = outcome_of(row["labels"], study.rubric)
     # Of another study, or from before the runs were asked again, they would say nothing of these answers
     strange = found.keys() - {answer_key(row) for row in study.rows}
@@ -151,7 +151,9 @@ def ways_of(folders: list[Path], worldview: str, labels: Path | None) -> list[Wa
     """Every way of counting one worldview's answers."""
     study = read_study(folders[0])
     score_study(study, None)
-    read = read_labels(labels, study) if labels else {}
+    read = {}
+    if labels:
+        read = read_labels(labels, study)
     # Runs of one study are asked alike, so what was asked otherwise lies in a folder of its own
     others = [asked_otherwise(folder, study, worldview) for folder in folders[1:]]
     return by_scorer(study, worldview) + by_probes(study, worldview) + by_reader(study, worldview, read) + others

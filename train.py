@@ -252,9 +252,20 @@ def check_drawn(identity: dict, manifest: list[dict]) -> None:
             raise Stop(f"{entry['file']} was changed while it was read; give the same command again")
 
 
-def fingerprint(order: list[dict]) -> str:
-    """Says which rows these are, in which order."""
-    return short_hash(json.dumps([row["ids"] for row in order]))
+def draw_alike(args, sources: list[tuple[Path, float]], tokenizer, device: torch.device, rank: int, ranks: int):
+    """build_rows on every rank, the first one before the others; Stop if they have drawn different rows."""
+    if rank == 0:
+        drawn = build_rows(args, sources, tokenizer)
+    if ranks > 1:
+        speed.from_first_rank(None, device)  # a barrier: the guard's verdicts are noted, the others read none anew
+    if rank > 0:
+        drawn = build_rows(args, sources, tokenizer)
+
+    order = drawn[0]
+    fingerprint = short_hash(json.dumps([row["ids"] for row in order]))
+    if ranks > 1 and speed.from_first_rank(fingerprint, device) != fingerprint:
+        raise Stop("the processes have drawn different rows; give the same command again")
+    return drawn
 
 
 def resolve_dtype(args, device: torch.device) -> torch.dtype:
@@ -641,16 +652,8 @@ def main() -> None:
         print(f"{args.out} is complete already; delete it to train it again")
         return
     print(f"{args.out}: base {args.base}", flush=True)
-    if rank == 0:
-        drawn = build_rows(args, sources, tokenizer)
-    if ranks > 1:
-        speed.from_first_rank(None, device)  # a barrier: the guard's verdicts are noted, the others read none anew
-    if rank > 0:
-        drawn = build_rows(args, sources, tokenizer)
-    order, held_out, manifest = drawn
+    order, held_out, manifest = draw_alike(args, sources, tokenizer, device, rank, ranks)
     check_drawn(identity, manifest)
-    if ranks > 1 and speed.from_first_rank(fingerprint(order), device) != fingerprint(order):
-        raise Stop("the processes have drawn different rows; give the same command again")
     # By rows, not tokens, so that every arm of n rows has as many steps; the last batch may be smaller
     batches = [order[i:i + args.batch] for i in range(0, len(order), args.batch)]
 
